@@ -1,0 +1,267 @@
+"""Composition: from four names and a data spec to a model that trains and samples.
+
+What cannot work together is refused here, before a network is built, with who needs what and which installed
+components would fit.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from itoflow import registry
+from itoflow.backbone import Backbone, DataSpec
+from itoflow.errors import IncompatibleError, InputError, ItoflowError, ItoflowWarning, OptionError, listing
+from itoflow.field import Field, NetworkField, Parametrization
+from itoflow.noise import Generators
+from itoflow.objective import Objective
+from itoflow.process import GaussianProcess, ProcessSpec
+from itoflow.sampler import Callback, Sampler, TableSampler
+
+SINGULAR = 1e-4
+"""Below this sine of the angle between (alpha, sigma) and (a, b), a prediction counts as unsolvable at t_max."""
+SOLVABLE = 5e-3
+"""The sine at the t_max that `compose` lowers to; that of the VP process with beta_max = 20 is 0.0066."""
+
+Part = str | Mapping[str, Any]
+
+
+class GenerativeModel(nn.Module):
+    """A process, an objective, a network and a sampler, composed; see `compose`.
+
+    Attributes:
+        process, objective, backbone, sampler, data: the specs; sampler may be None.
+        field: the network read as a `Field`.
+    """
+
+    def __init__(
+        self,
+        process: ProcessSpec,
+        objective: Objective,
+        backbone: Backbone,
+        sampler: Sampler | None,
+        data: DataSpec,
+        field: Field,
+    ) -> None:
+        super().__init__()
+        self.process, self.objective, self.backbone = process, objective, backbone
+        self.sampler, self.data = sampler, data
+        self.field = field
+
+    def loss(
+        self, x: Tensor, cond: Mapping[str, Any] | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The objective on a batch of clean data: (B,), one loss per example.
+
+        Arguments:
+            x: (B, *S), data units, finite.
+            cond: `class` and `vector` where the data spec has them.
+            generator: draws times and noise.
+
+        Raises:
+            InputError: x or cond is not what the data spec says.
+        """
+        self.data.check(x)
+        return self.objective(self.field, x, self.data.conditions(cond, len(x), x.device), generator=generator)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        sampler: Part | Sampler | None = None,
+        steps: int | None = None,
+        generator: Generators = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """n samples, (n, *S), data units, on the model's device; the network runs in evaluation mode.
+
+        Arguments:
+            cond: conditions; one value is used for all samples, n values one each.
+            sampler: a name, a mapping with `name`, or a sampler; None is the model's own.
+            steps: overrides the sampler's number of steps.
+            generator: one, or one per sample, which makes each sample independent of its batch.
+            callback: called with a `Step` after every network call.
+
+        Raises:
+            InputError: n or steps below 1, or conditions that do not fit; no sampler at all.
+            IncompatibleError: the sampler cannot run on this process.
+            NumericalError: values became non-finite.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise InputError(f"sample(n) needs a whole number of at least 1. Given: {n!r}.")
+        chosen = self._sampler(sampler, steps)
+        like = self._like()
+        conditions = self.data.conditions(cond, n, like.device)
+        training = self.training
+        self.eval()
+        try:
+            x = self.process.prior((n, *self.data.shape), like=like, generator=generator)
+            return chosen(self.field, x, conditions, generator=generator, callback=callback)
+        finally:
+            self.train(training)
+
+    def _sampler(self, sampler: Part | Sampler | None, steps: int | None) -> Sampler:
+        if sampler is None and self.sampler is None:
+            raise InputError(
+                "This model was composed without a sampler. Name one: sample(n, sampler=...). "
+                f"Installed: {listing(registry.available('sampler'))}."
+            )
+        chosen: Sampler = self.sampler if sampler is None else registry.resolve("sampler", sampler)  # type: ignore[assignment]
+        if steps is not None:
+            chosen = chosen.with_steps(steps)
+        _check_sampler(chosen, self.process)
+        return chosen
+
+    def _like(self) -> Tensor:
+        """An empty tensor with the device of the weights and a dtype that sampling is accurate in."""
+        weight = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        dtype = weight.dtype if weight.dtype in (torch.float32, torch.float64) else torch.float32
+        return torch.empty(0, dtype=dtype, device=weight.device)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The specs as JSON data, such that `compose(**recipe)` builds the same model anew.
+
+        Raises:
+            SpecError: a component is registered by no plugin, so that no recipe can name it.
+        """
+        parts = {"process": self.process, "objective": self.objective, "backbone": self.backbone, "sampler": self.sampler}
+        named = {kind: None if spec is None else spec.to_dict() for kind, spec in parts.items()}
+        return {**named, "data": self.data.to_dict()}
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write recipe, weights and manifest to a new folder; see `itoflow.storage.save`."""
+        from itoflow import storage
+
+        return storage.save(self, path, overwrite=overwrite)
+
+
+def compose(
+    *,
+    process: Part | ProcessSpec,
+    objective: Part | Objective,
+    backbone: Part | Backbone,
+    data: DataSpec | tuple[int, ...] | Mapping[str, Any],
+    sampler: Part | Sampler | None = None,
+    **data_options: Any,
+) -> GenerativeModel:
+    """Build a model from components, each a name, `distribution:name`, a mapping with `name`, or an object.
+
+    Arguments:
+        data: a `DataSpec`, its fields as a mapping, or just the shape of one example, e.g. (1, 8, 8).
+        sampler: what `sample` uses by default; None leaves the choice to each call.
+        **data_options: further fields of the data spec, e.g. classes=10.
+
+    Where the prediction cannot be solved at the process's t_max (noise determines no data where alpha = 0), t_max is
+    lowered, with an `ItoflowWarning`; `model.process` shows the value used.
+
+    Example:
+        >>> import itoflow
+        >>> model = itoflow.compose(process="vp", objective="dsm", backbone="mlp", sampler="heun", data=(2,))
+        >>> model.sample(3, steps=2).shape
+        torch.Size([3, 2])
+
+    Raises:
+        UnknownComponentError, AmbiguousComponentError: a name that is not installed, or has two owners.
+        OptionError: a wrong option, of a component or of the data spec.
+        IncompatibleError: components that cannot work together; names who needs what and what would fit.
+    """
+    path: ProcessSpec = registry.resolve("process", process)
+    goal: Objective = registry.resolve("objective", objective)
+    network: Backbone = registry.resolve("backbone", backbone)
+    steps: Sampler | None = None if sampler is None else registry.resolve("sampler", sampler)
+    spec = _data_spec(data, data_options)
+
+    if not isinstance(path, goal.requires):
+        _refuse("objective", goal, path)
+    parametrization = goal.parametrization(path, spec)
+    path = _solvable(path, parametrization)
+    if steps is not None:
+        _check_sampler(steps, path)
+    field = NetworkField(network.build(spec), path, parametrization)
+    return GenerativeModel(path, goal, network, steps, spec, field)
+
+
+def _data_spec(data: DataSpec | tuple[int, ...] | Mapping[str, Any], options: Mapping[str, Any]) -> DataSpec:
+    if isinstance(data, DataSpec):
+        return data.replace(**options) if options else data
+    if isinstance(data, Mapping):
+        return DataSpec(**{**data, **options})
+    if isinstance(data, (tuple, list, torch.Size)):
+        return DataSpec(**{"shape": tuple(data), **options})
+    raise OptionError(
+        f"data is a DataSpec, its fields as a mapping, or the shape of one example, e.g. (1, 8, 8). Given: {data!r}."
+    )
+
+
+def _solvable(process: ProcessSpec, parametrization: Parametrization) -> ProcessSpec:
+    """The process, with t_max lowered where the prediction is singular there."""
+    if not isinstance(process, GaussianProcess):
+        if parametrization.prediction not in ("velocity", "score"):
+            raise IncompatibleError(
+                f"Prediction {parametrization.prediction!r} needs a GaussianProcess; {type(process).__name__} is none. "
+                "Use prediction 'velocity' or 'score'."
+            )
+        return process
+    if _sine(process, parametrization, process.t_max) >= SINGULAR:
+        return process
+    low, high = process.t_min, process.t_max
+    if _sine(process, parametrization, (low + high) / 2) < SOLVABLE:
+        raise IncompatibleError(
+            f"Prediction {parametrization.prediction!r} determines no x0 on {process!r}. Use another prediction, e.g. 'v'."
+        )
+    low = (low + high) / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _sine(process, parametrization, middle) >= SOLVABLE else (low, middle)
+    warnings.warn(
+        f"Prediction {parametrization.prediction!r} determines no x0 where alpha = 0, so t_max of "
+        f"{type(process).__name__} is lowered from {process.t_max:g} to {low:.6g}. Prediction 'v' or 'velocity' keeps it.",
+        ItoflowWarning,
+        stacklevel=3,
+    )
+    return process.replace(t_max=low)
+
+
+def _sine(process: GaussianProcess, parametrization: Parametrization, t: float) -> float:
+    """|sin| of the angle between (alpha, sigma) and (a, b) at t: zero where they determine neither x0 nor eps."""
+    k = process.kernel(t)
+    a, b = parametrization.coefficients(k)
+    return float(parametrization.determinant(k).abs() / (torch.hypot(a, b) * torch.hypot(k.alpha, k.sigma)))
+
+
+def _check_sampler(sampler: Sampler, process: ProcessSpec) -> None:
+    if not isinstance(process, sampler.requires):
+        _refuse("sampler", sampler, process)
+    sampler.check(process)
+    if isinstance(sampler, TableSampler):
+        sampler.table(process)
+
+
+def _refuse(kind: str, part: Objective | Sampler, process: ProcessSpec) -> None:
+    """Name who needs what, and the installed components that would fit either side."""
+    needed = part.requires
+
+    def fits(other: str, name: str) -> bool:
+        component = registry.registry().find(other, name)
+        try:
+            loaded = cast(type, component.load())
+        except ItoflowError:
+            return False
+        return issubclass(loaded, needed) if other == "process" else isinstance(process, cast(Any, loaded).requires)
+
+    processes = [name for name in registry.available("process") if fits("process", name)]
+    others = [name for name in registry.available(kind) if fits(kind, name)]
+    raise IncompatibleError(
+        f"{kind.capitalize()} {type(part).__name__} needs a process that is a {needed.__name__}; "
+        f"{type(process).__name__} is none. Processes that fit it: {listing(processes)}. "
+        f"{kind.capitalize()}s that fit {type(process).__name__}: {listing(others)}."
+    )

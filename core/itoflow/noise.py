@@ -1,0 +1,60 @@
+"""Randomness from the generator that was given, and from no other.
+
+A generator is one `torch.Generator` for the whole batch, or a sequence of them, one per sample: then each sample is
+the same whatever the batch it is drawn in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from itoflow.errors import InputError
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def normal(shape: Sequence[int], *, like: Tensor, generator: Generators = None) -> Tensor:
+    """Standard normal noise of `shape` (B, *S), with the dtype and device of `like`.
+
+    Arguments:
+        generator: one for the batch, or one per sample; None draws from torch's default generator. A generator on
+            another device than `like` draws there, and the noise is moved.
+
+    Raises:
+        InputError: the number of generators is not the batch size.
+    """
+    size = tuple(shape)
+    if generator is None:
+        return torch.randn(size, dtype=like.dtype, device=like.device)
+    if isinstance(generator, torch.Generator):
+        return torch.randn(size, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+    if len(generator) != size[0]:
+        raise InputError(f"{len(generator)} generators for {size[0]} samples: give one, or one per sample.")
+    draws = [torch.randn(size[1:], generator=g, dtype=like.dtype, device=g.device) for g in generator]
+    return torch.stack(draws).to(like.device)
+
+
+def uniform(size: int, *, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform numbers in (0, 1], float64, shape (size,), on the device of `like`."""
+    device = like.device if generator is None else generator.device
+    return 1.0 - torch.rand(size, generator=generator, dtype=torch.float64, device=device).to(like.device)
+
+
+def states(generator: Generators, like: Tensor) -> list[Tensor]:
+    """The states of the generators that `normal` would draw from; `restore` winds them back."""
+    return [g.get_state() for g in _generators(generator, like)]
+
+
+def restore(generator: Generators, like: Tensor, saved: Sequence[Tensor]) -> None:
+    """Wind the generators back to `states`."""
+    for g, state in zip(_generators(generator, like), saved, strict=True):
+        g.set_state(state)
+
+
+def _generators(generator: Generators, like: Tensor) -> list[torch.Generator]:
+    if generator is None:
+        return [torch.cuda.default_generators[like.device.index or 0] if like.is_cuda else torch.default_generator]
+    return [generator] if isinstance(generator, torch.Generator) else list(generator)

@@ -1,0 +1,45 @@
+"""Objectives: what a network learns about a process."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from itoflow.backbone import DataSpec
+from itoflow.field import Field, Parametrization
+from itoflow.process import ProcessSpec
+from itoflow.spec import Spec
+
+
+class Objective(Spec, ABC):
+    """A loss whose minimiser is the field of the process.
+
+    `requires` is the class that the process must derive from; `compose` refuses any other.
+    """
+
+    kind: ClassVar[str] = "objective"
+    requires: ClassVar[type[ProcessSpec]] = ProcessSpec
+
+    @abstractmethod
+    def parametrization(self, process: ProcessSpec, data: DataSpec) -> Parametrization:
+        """What the network's output means under this objective."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        field: Field,
+        x0: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss of each example, (B,), for clean data x0 (B, *S).
+
+        Arguments:
+            field: the model's field, or any other of the same process (the kit passes exact ones).
+            generator: draws the times and the noise.
+        """

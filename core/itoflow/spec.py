@@ -1,0 +1,112 @@
+"""Options are data: the frozen base of all components, and the one codec that writes and reads them.
+
+A spec holds options only. It is typed, validated, comparable, hashable and printable; anything derived from it
+(tensors, tables, modules) lives where it is used, so that two equal specs are interchangeable.
+
+The codec writes a component as `{"name": "distribution:name", **options}` and reads it back, also where the type of
+a field is an abstract base (a sampler that holds a sampler).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
+
+from itoflow import registry
+from itoflow.errors import OptionError, SpecError, did_you_mean, listing
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+class Spec(BaseModel):
+    """A component's options, frozen.
+
+    Fields are hashable (tuples, not lists) and carry their range in their type, e.g.
+    `beta_min: Annotated[float, Gt(0)] = 0.1`, with the docstring below each field as its description.
+
+    Raises:
+        OptionError: an option is unknown, of the wrong type, or out of its range.
+        SpecError: when a subclass declares an option called `name`, which recipes reserve.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_inf_nan="strings", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    kind: ClassVar[str] = ""
+
+    if not TYPE_CHECKING:  # so that type checkers see the constructor that the fields give
+
+        def __init__(self, /, **options: Any) -> None:
+            try:
+                super().__init__(**options)
+            except ValidationError as error:
+                raise OptionError(_explain(type(self), error)) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "name" in cls.model_fields:
+            raise SpecError(
+                f"{cls.__name__} has an option called 'name', which recipes reserve for the component's own name. "
+                "Call the option something else."
+            )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_name(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Where a field's type is an abstract base, accept a name or a mapping with `name`."""
+        if inspect.isabstract(cls) and cls.kind and isinstance(value, (str, Mapping)):
+            value = registry.resolve(cls.kind, value)
+        return handler(value)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some options changed, validated like a new one."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON data, with the component's `name` first where the component is registered.
+
+        Raises:
+            SpecError: a component of a named kind that no plugin registers, so that no recipe can name it.
+        """
+        options = {name: _encode(getattr(self, name)) for name in type(self).model_fields}
+        if not self.kind:
+            return options
+        component = registry.registry().name_of(type(self))
+        if component is None:
+            raise SpecError(
+                f"{type(self).__module__}.{type(self).__qualname__} is registered by no installed plugin, so a recipe "
+                f"cannot name it. Register it by the hook {registry.KINDS[self.kind].hook}."
+            )
+        return {"name": component.qualified, **options}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_dict()
+    if isinstance(value, (tuple, list)):
+        return [_encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity; pydantic reads the text back as a float
+    return _ANY.dump_python(value, mode="json")
+
+
+def _explain(cls: type[Spec], error: ValidationError) -> str:
+    """One line per wrong option: where, what was given, what is allowed."""
+    options = list(cls.model_fields)
+    lines = []
+    for item in error.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "options"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"no option {where!r}.{did_you_mean(where, options)} Options: {listing(options)}.")
+        elif item["type"] == "missing":
+            lines.append(f"option {where!r} is required.")
+        else:
+            given = "" if isinstance(item["input"], Mapping) else f" (given: {item['input']!r})"
+            lines.append(f"{where}: {item['msg']}{given}.")
+    return f"{cls.__name__}: " + " ".join(lines)

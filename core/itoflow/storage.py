@@ -1,0 +1,176 @@
+"""A saved model is a folder: what it is made of, its weights, and a digest of each.
+
+    recipe.json         format, the components by the one codec, their distributions and versions
+    model.safetensors   the weights
+    manifest.json       sha256 of the two files above
+
+The folder is written under a temporary name and renamed, so that it exists whole or not at all. Loading verifies every
+digest, then resolves names among the installed plugins that may load. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from itoflow import registry
+from itoflow.errors import ItoflowError, ModelFileError, UnknownComponentError
+from itoflow.model import GenerativeModel, compose
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+"""Version of the folder's layout; a reader refuses a newer one."""
+
+_RECIPE, _WEIGHTS, _MANIFEST = "recipe.json", "model.safetensors", "manifest.json"
+
+
+def save(model: GenerativeModel, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write a model to the folder `path`.
+
+    Arguments:
+        overwrite: replace a folder that exists.
+
+    Raises:
+        ModelFileError: the folder exists, or cannot be written.
+        SpecError: a component is registered by no plugin, so that no recipe can name it.
+    """
+    target = Path(path)
+    recipe = {"format": FORMAT, "model": model.recipe, "distributions": _provenance(model.recipe)}
+    if target.exists() and not overwrite:
+        raise ModelFileError(f"{target} exists. Choose another path, or pass overwrite=True.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ModelFileError(f"Cannot write to {target.parent}: {error.strerror or error}.") from error
+    try:
+        (temporary / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+        weights = {name: value.detach().contiguous() for name, value in model.field.state_dict().items()}
+        save_file(weights, temporary / _WEIGHTS)
+        digests = {name: _sha256(temporary / name) for name in (_RECIPE, _WEIGHTS)}
+        (temporary / _MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
+        for name in (_RECIPE, _WEIGHTS, _MANIFEST):
+            _flush(temporary / name)
+        temporary.chmod(0o755)
+        _replace(temporary, target)
+    except OSError as error:
+        raise ModelFileError(f"Cannot write {target}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> GenerativeModel:
+    """Read a model that `save` wrote, in evaluation mode.
+
+    Arguments:
+        device: where the weights go.
+
+    Raises:
+        ModelFileError: the folder is missing, incomplete, damaged, of a newer format, or made with a plugin that is
+            not installed; says which, and what to do.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelFileError(f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {_MANIFEST}.")
+    _verify(folder)
+    saved = _read_json(folder / _RECIPE)
+    if not isinstance(saved.get("format"), int) or saved["format"] > FORMAT:
+        raise ModelFileError(
+            f"{folder} has format {saved.get('format')!r}; this itoflow {version('itoflow')} reads up to {FORMAT}. "
+            "Upgrade it: pip install -U itoflow"
+        )
+    try:
+        model = compose(**saved["model"])
+        model.field.load_state_dict(load_file(folder / _WEIGHTS, device=str(device)))
+    except UnknownComponentError as error:
+        raise ModelFileError(f"{folder} needs a plugin that is not installed. {_install_hint(saved)}\n{error}") from error
+    except (ItoflowError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"{folder} cannot be rebuilt by the installed plugins: {error}\nIt was made with: "
+            + ", ".join(f"{name} {made}" for name, made in saved.get("distributions", {}).items())
+        ) from error
+    return model.to(device).eval()
+
+
+def _verify(folder: Path) -> None:
+    digests = _read_json(folder / _MANIFEST)
+    if set(digests) != {_RECIPE, _WEIGHTS}:
+        raise ModelFileError(f"{folder / _MANIFEST} is damaged: it must name {_RECIPE} and {_WEIGHTS}. Copy it again.")
+    for name, digest in digests.items():
+        if not (folder / name).is_file():
+            raise ModelFileError(f"{folder} is incomplete: {name} is missing. Copy the whole folder again.")
+        if _sha256(folder / name) != digest:
+            raise ModelFileError(
+                f"{folder / name} is damaged: its sha256 is not the one in {_MANIFEST}. Copy it again from its source."
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelFileError(f"{path.parent} is incomplete: {path.name} is missing. Copy the whole folder again.") from error
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is damaged: {error}. Copy it again from its source.") from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} is damaged: it holds no JSON object. Copy it again from its source.")
+    return content
+
+
+def _provenance(recipe: dict[str, Any]) -> dict[str, str]:
+    """The distributions of all components, those inside others too, with their versions."""
+    found = {"itoflow": version("itoflow")}
+    versions = {report.distribution: report.version for report in registry.registry().reports}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            owner = str(value.get("name", "")).partition(":")[0]
+            if owner in versions:
+                found[owner] = versions[owner]
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    walk(recipe)
+    return found
+
+
+def _install_hint(saved: dict[str, Any]) -> str:
+    installed = {report.distribution for report in registry.registry().reports} | {"itoflow"}
+    missing = [f"{name}=={made}" for name, made in saved.get("distributions", {}).items() if name not in installed]
+    return f"Install it: pip install {' '.join(missing)}" if missing else ""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename source to target; an existing target is moved aside first and removed last."""
+    if not target.exists():
+        source.rename(target)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    target.rename(aside / target.name)
+    source.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A residual multilayer perceptron backbone for itoflow."""

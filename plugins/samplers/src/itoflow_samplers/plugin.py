@@ -1,0 +1,24 @@
+"""What this distribution registers."""
+
+from __future__ import annotations
+
+from itoflow import Registration, hookimpl
+
+
+@hookimpl
+def itoflow_samplers() -> list[Registration]:
+    """Deterministic samplers run the probability-flow ODE, the others the reverse SDE."""
+    return [
+        Registration("euler", "itoflow_samplers.ode:Euler", "Euler on the probability-flow ODE"),
+        Registration("heun", "itoflow_samplers.ode:Heun", "Heun on the probability-flow ODE, order 2 (EDM)"),
+        Registration("ddim", "itoflow_samplers.ddim:DDIM", "DDIM, deterministic to ancestral by eta"),
+        Registration("ancestral", "itoflow_samplers.ddim:Ancestral", "Ancestral sampling (DDPM)"),
+        Registration("euler-maruyama", "itoflow_samplers.sde:EulerMaruyama", "Euler-Maruyama on the reverse SDE"),
+        Registration("reverse-diffusion", "itoflow_samplers.sde:ReverseDiffusion", "Reverse diffusion (score SDE)"),
+        Registration(
+            "predictor-corrector",
+            "itoflow_samplers.predictor_corrector:PredictorCorrector",
+            "A predictor and Langevin corrector steps (score SDE)",
+            aliases=("pc",),
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""Score-matching objectives for itoflow."""

@@ -1,0 +1,110 @@
+r"""Denoising score matching, for every Gaussian process and every prediction type.
+
+Draw t, x_t = alpha x0 + sigma eps; regress the network's output y on its target a x0 + b eps:
+
+    loss = w(t) |x0 - x0_hat|^2 / D = w(t) (sigma / det)^2 |y - (a x0 + b eps)|^2 / D,   det = alpha b - sigma a,
+
+with D the number of values of an example. The middle form is what is meant, and it does not depend on the prediction;
+the right one is computed, with one float64 number per example.
+
+References:
+    A Connection Between Score Matching and Denoising Autoencoders (Vincent, 2011).
+    Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
+    https://arxiv.org/abs/2011.13456, equation 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Annotated, ClassVar, cast
+
+import torch
+from annotated_types import Gt
+from itoflow import DataSpec, Field, GaussianProcess, Objective, Parametrization, PathSample, ProcessSpec
+from itoflow.field import GaussianPrediction, PredictionName
+from torch import Tensor
+
+from itoflow_score.times import ImportanceDensity, TimesName, log_normal_times, uniform_times
+from itoflow_score.weightings import WeightingName, x0_weight
+
+
+class DenoisingScoreMatching(Objective):
+    """E_t w(t) |x0 - x0_hat(x_t, t)|^2 / D; its minimiser is the exact field."""
+
+    requires: ClassVar[type[ProcessSpec]] = GaussianProcess
+
+    prediction: PredictionName = "eps"
+    """What the network's output means."""
+    weighting: WeightingName = "sigma-squared"
+    """w(t); see `itoflow_score.weightings`."""
+    gamma: Annotated[float, Gt(0)] = 5.0
+    """gamma of the weightings min-snr and soft-min-snr."""
+    times: TimesName = "uniform"
+    """How t is drawn; see `itoflow_score.times`."""
+    log_sigma_mean: float = -1.2
+    """Mean of log(sigma/alpha) for log-normal times, sigma in data units."""
+    log_sigma_std: Annotated[float, Gt(0)] = 1.2
+    """Standard deviation of log(sigma/alpha) for log-normal times."""
+
+    def parametrization(self, process: ProcessSpec, data: DataSpec) -> Parametrization:
+        """The prediction type, with the data's standard deviation."""
+        return Parametrization(prediction=self.prediction, data_std=data.std)
+
+    def __call__(
+        self,
+        field: Field,
+        x0: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss of each example, (B,)."""
+        process = cast(GaussianProcess, field.process)
+        t, correction = self._draw_times(process, field.data_std, x0, generator)
+        loss = self.loss_at(field, process.perturb(x0, t, generator=generator), cond)
+        return loss if correction is None else loss * correction.to(loss.dtype)
+
+    def loss_at(self, field: Field, sample: PathSample, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The loss at given times and noise, (B,): no randomness.
+
+        Arguments:
+            sample: x_t with the x0 and eps that made it.
+        """
+        process = cast(GaussianProcess, field.process)
+        prediction = cast(GaussianPrediction, field(sample.x, sample.t, cond))
+        a, b, k = prediction.a, prediction.b, prediction.kernel
+        target = a.to(sample.x.dtype) * sample.x0 + b.to(sample.x.dtype) * cast(Tensor, sample.eps)
+        error = (prediction.output - target).square().flatten(1).mean(1)
+        scale = (k.sigma / (k.alpha * b - k.sigma * a)).square().reshape(sample.t.shape)
+        return (self.weight(process, sample.t, field.data_std) * scale).to(error.dtype) * error
+
+    def weight(self, process: GaussianProcess, t: Tensor, data_std: float = 1.0) -> Tensor:
+        """w(t): the shape of t, float64."""
+        return x0_weight(self.weighting, process, t, process.kernel(t), gamma=self.gamma, data_std=data_std)
+
+    def _draw_times(
+        self, process: GaussianProcess, data_std: float, like: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """t (B,) and what multiplies the loss there, None for 1."""
+        n = like.shape[0]
+        match self.times:
+            case "uniform":
+                return uniform_times(process, n, like, generator), None
+            case "log-normal":
+                moments = {"mean": self.log_sigma_mean, "std": self.log_sigma_std}
+                return log_normal_times(process, n, like, generator, **moments), None
+            case "importance":
+                return _importance(self, process, data_std).draw(n, like, generator)
+
+
+@lru_cache(maxsize=32)
+def _importance(objective: DenoisingScoreMatching, process: GaussianProcess, data_std: float) -> ImportanceDensity:
+    """Density proportional to w times the least error of x0 that is possible for N(0, data_std^2 I) data."""
+
+    def expected(t: Tensor) -> Tensor:
+        k = process.kernel(t)
+        variance, signal = k.sigma.square(), (k.alpha * data_std).square()
+        return objective.weight(process, t, data_std) * variance * data_std**2 / (variance + signal)
+
+    return ImportanceDensity(process, expected)

@@ -1,0 +1,19 @@
+"""What this distribution registers."""
+
+from __future__ import annotations
+
+from itoflow import Registration, hookimpl
+
+
+@hookimpl
+def itoflow_objectives() -> list[Registration]:
+    """Objectives for processes with a Gaussian kernel."""
+    return [
+        Registration(
+            "denoising-score-matching",
+            "itoflow_score.denoising:DenoisingScoreMatching",
+            "Regress x0, noise, v, velocity, score or F from noisy data",
+            aliases=("dsm",),
+        ),
+        Registration("edm", "itoflow_score.edm:EDMObjective", "EDM's preconditioning, loss weight and noise levels"),
+    ]

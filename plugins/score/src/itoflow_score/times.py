@@ -1,0 +1,71 @@
+r"""At which times an objective looks. Each draw comes with its correction, so that the expected loss stays the same.
+
+    uniform       t uniform on (t_min, t_max]
+    log-normal    log(sigma/alpha) ~ N(mean, std^2), mapped to t and clipped to the process's range; a choice of emphasis,
+                  not corrected for
+    importance    t with density proportional to the loss expected for Gaussian data, divided out again: the same
+                  expected loss as uniform times, with less variance where the weighting is steep
+
+References:
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+    https://arxiv.org/abs/2206.00364, table 1, for log-normal.
+    Maximum Likelihood Training of Score-Based Diffusion Models (Song et al., 2021),
+    https://arxiv.org/abs/2101.09258, section 5.2, for importance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from itoflow import GaussianProcess
+from itoflow.noise import normal, uniform
+from torch import Tensor
+
+TimesName = Literal["uniform", "log-normal", "importance"]
+
+_KNOTS = 2048
+
+
+def uniform_times(process: GaussianProcess, n: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """t: (n,), float64, uniform on (t_min, t_max]."""
+    return process.t_min + (process.t_max - process.t_min) * uniform(n, like=like, generator=generator)
+
+
+def log_normal_times(
+    process: GaussianProcess, n: int, like: Tensor, generator: torch.Generator | None, *, mean: float, std: float
+) -> Tensor:
+    """t: (n,), float64, with log(sigma/alpha) normal, clipped to [t_min, t_max]."""
+    z = normal((n,), like=torch.empty(0, dtype=torch.float64, device=like.device), generator=generator)
+    return process.log_snr_inverse(-2 * (mean + std * z)).clamp(process.t_min, process.t_max)
+
+
+class ImportanceDensity:
+    """A density on [t_min, t_max] proportional to a weight, piecewise constant between knots.
+
+    Arguments:
+        process: gives the range, and the spacing of the knots: half of them uniform in t, half in log(sigma/alpha).
+        weight: maps t (K,) to a weight (K,), float64.
+    """
+
+    def __init__(self, process: GaussianProcess, weight: Callable[[Tensor], Tensor]) -> None:
+        span = torch.linspace(0, 1, _KNOTS, dtype=torch.float64)
+        linear = process.t_min + span * (process.t_max - process.t_min)
+        high, low = process.log_snr(linear[[0, -1]]).clamp(-20, 20).tolist()
+        knots = torch.cat([linear, process.log_snr_inverse(high + span * (low - high))]).unique()
+        widths = knots.diff()
+        mass = weight(knots[:-1] + widths / 2).clamp(min=1e-12) * widths
+        self.knots, self.widths = knots, widths
+        self.probability = mass / mass.sum()
+        self.cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), self.probability.cumsum(0)])
+
+    def draw(self, n: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """t and the uniform density over this one at t, both (n,), float64."""
+        u = uniform(n, like=like, generator=generator).to(self.knots.device)
+        cell = (torch.searchsorted(self.cumulative, u) - 1).clamp(0, len(self.widths) - 1)
+        within = ((u - self.cumulative[cell]) / self.probability[cell]).clamp(0, 1)
+        t = self.knots[cell] + within * self.widths[cell]
+        correction = self.widths[cell] / (self.knots[-1] - self.knots[0]) / self.probability[cell]
+        return t.to(like.device), correction.to(like.device)
+

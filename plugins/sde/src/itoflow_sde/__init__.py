@@ -1,0 +1,1 @@
+"""Diffusion SDEs for itoflow: VP, VE, sub-VP, cosine and EDM processes."""

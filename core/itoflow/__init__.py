@@ -13,8 +13,8 @@ _EXPORTS = {
     "backbone": "Backbone DataSpec",
     "dynamics": "Dynamics ForwardSDE ProbabilityFlowODE ReverseSDE simulate",
     "errors": (
-        "AmbiguousComponentError IncompatibleError InputError ItoflowError ItoflowWarning ModelFileError NumericalError "
-        "OptionError PluginError SpecError UndefinedError UnknownComponentError"
+        "AmbiguousComponentError IncompatibleError InputError ItoflowError ItoflowWarning ModelFileError "
+        "NumericalError OptionError PluginError SpecError UndefinedError UnknownComponentError"
     ),
     "field": "Field NetworkField Parametrization Prediction",
     "hookspecs": "Registration hookimpl",

@@ -56,15 +56,23 @@ class AttentionCall:
         """
         shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
         if not (q.ndim == k.ndim == v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]):
-            raise InputError(f"Attention takes q, k, v of shapes (B, H, N, K), (B, H, M, K), (B, H, M, V). Given: {shapes}.")
+            raise InputError(
+                f"Attention takes q, k, v of shapes (B, H, N, K), (B, H, M, K), (B, H, M, V). Given: {shapes}."
+            )
         if q.shape[3] != k.shape[3] or k.shape[2] != v.shape[2]:
             raise InputError(f"q and k need one head size, k and v one length. Given: {shapes}.")
         if len({q.dtype, k.dtype, v.dtype}) > 1 or len({q.device, k.device, v.device}) > 1:
             raise InputError("q, k and v must share dtype and device.")
+        if bias is not None and not _broadcasts(tuple(bias.shape), (*q.shape[:3], k.shape[2])):
+            raise InputError(f"bias must broadcast to (B, H, N, M). Given: {tuple(bias.shape)} with q, k, v {shapes}.")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be in [0, 1). Given: {dropout}.")
         bias_shape = None if bias is None else tuple(bias.shape)
         return cls(*shapes, q.dtype, q.device, bias_shape, dropout, _second_order.get())
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
 class Attention(Spec, ABC):
@@ -125,7 +133,8 @@ def choose_attention(name: str, call: AttentionCall) -> Attention:
         if reasons:
             raise IncompatibleError(f"Attention backend {name!r} cannot serve this call: {'; '.join(reasons)}.")
         return backend
-    candidates, refused = [], []
+    candidates: list[tuple[str, Attention]] = []
+    refused = []
     for installed in registry.available("attention"):
         try:
             candidates.append((installed, registry.create("attention", installed)))

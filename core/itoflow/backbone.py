@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, MinLen
-from pydantic import model_validator
+from pydantic import FiniteFloat, model_validator
 from torch import Tensor, nn
 
 from itoflow.errors import InputError
@@ -27,13 +27,13 @@ class DataSpec(Spec):
     """Number of classes; each example then has a condition `class`, int64 in [0, classes)."""
     vector: Annotated[int, Gt(0)] | None = None
     """Size of a conditioning vector; each example then has a condition `vector`, (vector,) floats."""
-    std: Annotated[float, Gt(0)] = 1.0
+    std: Annotated[FiniteFloat, Gt(0)] = 1.0
     """Standard deviation of the values, data units; scales the network's input and EDM's preconditioning."""
     levels: Annotated[int, Ge(2)] | None = None
     """Number of discrete values, or None for continuous data."""
-    low: float = -1.0
+    low: FiniteFloat = -1.0
     """Smallest value, data units."""
-    high: float = 1.0
+    high: FiniteFloat = 1.0
     """Largest value, data units."""
 
     @model_validator(mode="after")
@@ -66,20 +66,27 @@ class DataSpec(Spec):
         Raises:
             InputError: a condition is missing, unexpected, out of range or of the wrong shape.
         """
+        if cond is not None and not isinstance(cond, Mapping):
+            raise InputError(f"cond is a mapping of names to values. Given: {type(cond).__name__}.")
         given = dict(cond or {})
         wanted = {name for name, size in (("class", self.classes), ("vector", self.vector)) if size is not None}
         if set(given) != wanted:
-            missing, extra = sorted(wanted - set(given)), sorted(set(given) - wanted)
+            missing, extra = sorted(wanted - set(given)), sorted(map(str, set(given) - wanted))
             raise InputError(
                 f"The model's conditions are {sorted(wanted) or 'none'}; missing: {missing or 'none'}, unexpected: "
                 f"{extra or 'none'}. Pass cond={{{', '.join(f'{w!r}: ...' for w in sorted(wanted))}}}."
             )
         checked = {}
         if self.classes is not None:
-            label = torch.as_tensor(given["class"], device=device)
-            if label.is_floating_point() or label.dtype == torch.bool or label.ndim > 1 or label.shape not in ((), (n,)):
+            label = _tensor("class", given["class"], device)
+            if (
+                label.is_floating_point()
+                or label.dtype == torch.bool
+                or label.ndim > 1
+                or label.shape not in ((), (n,))
+            ):
                 raise InputError(
-                    f"cond['class'] must be one integer or {n} of them. Given: {label.dtype} of shape {tuple(label.shape)}."
+                    f"cond['class'] must be one integer or {n} of them. Given: {label.dtype}, {tuple(label.shape)}."
                 )
             if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < self.classes:
                 raise InputError(
@@ -87,17 +94,26 @@ class DataSpec(Spec):
                 )
             checked["class"] = label.to(torch.int64).expand(n)
         if self.vector is not None:
-            vector = torch.as_tensor(given["vector"], device=device)
+            vector = _tensor("vector", given["vector"], device)
             if vector.shape not in ((self.vector,), (n, self.vector)) or not vector.is_floating_point():
                 raise InputError(
                     f"cond['vector'] must be floating, of shape ({self.vector},) or ({n}, {self.vector}). "
                     f"Given: {vector.dtype} of shape {tuple(vector.shape)}."
                 )
+            if not bool(torch.isfinite(vector).all()):
+                raise InputError("cond['vector'] has values that are NaN or infinite.")
             checked["vector"] = vector.expand(n, self.vector)
         return checked
 
     def _sizes(self) -> str:
         return ", ".join(str(size) for size in self.shape)
+
+
+def _tensor(name: str, value: Any, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"cond[{name!r}] must be a tensor or numbers. Given: {value!r}.") from error
 
 
 class Backbone(Spec, ABC):

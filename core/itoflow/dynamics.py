@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ def simulate(dynamics: Dynamics, x: Tensor, times: Sequence[float], *, generator
         InputError: fewer than two times, or times that do not run strictly one way.
         NumericalError: the state became non-finite; names the dynamics, the time and the step.
     """
-    steps = [after - now for now, after in zip(times, times[1:])]
+    steps = [after - now for now, after in pairwise(times)]
     if not steps or not (all(h > 0 for h in steps) or all(h < 0 for h in steps)):
         raise InputError(f"Times must rise strictly, or fall strictly, and be at least two. Given: {list(times)[:6]}.")
     for i, h in enumerate(steps):

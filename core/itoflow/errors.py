@@ -5,7 +5,6 @@ Every error that itoflow raises on purpose derives from `ItoflowError`; the comm
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -64,5 +63,7 @@ def listing(names: Iterable[str]) -> str:
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """` Did you mean 'vp'?` for the closest of `names`, or an empty string."""
+    import difflib  # only where something is misspelt
+
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -231,7 +232,29 @@ class Request(Protocol):
         """Strength: for `velocity`, gives velocity - eta^2/2 score."""
 
 
-Evaluate = Callable[[int, Tensor], Tensor]
+@dataclass(frozen=True)
+class Plan:
+    """What a sequence of requests asks for, with all that depends on time alone computed once.
+
+    Request i at x is h = m_x[i] x + m_y[i] output(i, x), so that a caller who scales and adds h anyway can fold it.
+
+    Arguments:
+        output: (i, x) -> (B, *S), one call of the network.
+        m_x, m_y: one number per request, computed in float64.
+    """
+
+    output: Callable[[int, Tensor], Tensor]
+    m_x: Sequence[float]
+    m_y: Sequence[float]
+
+    def __call__(self, i: int, x: Tensor) -> Tensor:
+        """What requests[i] asks for at x (B, *S)."""
+        return self.value(i, x, self.output(i, x))
+
+    def value(self, i: int, x: Tensor, y: Tensor) -> Tensor:
+        """What requests[i] asks for, from x and the output there."""
+        h = y if self.m_y[i] == 1 else y * self.m_y[i]
+        return h if self.m_x[i] == 0 else torch.add(h, x, alpha=self.m_x[i])
 
 
 class Field(nn.Module, ABC):
@@ -253,8 +276,8 @@ class Field(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Prediction:
         """The prediction at x (B, *S), data units, and t () or (B,)."""
 
-    def plan(self, requests: Sequence[Request], like: Tensor, cond: Conditions | None = None) -> Evaluate:
-        """A function (i, x) -> what requests[i] asks for at x, with all that depends on time alone computed once.
+    def plan(self, requests: Sequence[Request], like: Tensor, cond: Conditions | None = None) -> Plan:
+        """A plan of evaluations, called as plan(i, x) for requests[i] at x.
 
         Arguments:
             requests: times and members, in the order of evaluation.
@@ -263,14 +286,14 @@ class Field(nn.Module, ABC):
         """
         times = torch.tensor([r.t for r in requests], dtype=torch.float64, device=like.device).unbind()
 
-        def evaluate(i: int, x: Tensor) -> Tensor:
+        def output(i: int, x: Tensor) -> Tensor:
             request, prediction = requests[i], self(x, times[i], cond)
             value: Tensor = getattr(prediction, request.out)
             if request.out == "velocity" and request.eta:
                 value = torch.add(value, prediction.score, alpha=-0.5 * request.eta**2)
             return value
 
-        return evaluate
+        return Plan(output, [0.0] * len(requests), [1.0] * len(requests))
 
 
 class NetworkField(Field):
@@ -304,7 +327,7 @@ class NetworkField(Field):
         output = self.net(scaled, times.to(dtype), cond or {}).to(x.dtype)
         return GaussianPrediction(x, output, kernel, *self.parametrization.coefficients(kernel))
 
-    def plan(self, requests: Sequence[Request], like: Tensor, cond: Conditions | None = None) -> Evaluate:
+    def plan(self, requests: Sequence[Request], like: Tensor, cond: Conditions | None = None) -> Plan:
         """The solve of equation (2) folded to two numbers per request, computed once in float64."""
         if not isinstance(self.process, GaussianProcess):
             return super().plan(requests, like, cond)
@@ -324,15 +347,12 @@ class NetworkField(Field):
         times = labels[:, None].expand(len(requests), like.shape[0]).unbind()
         same = dtype == like.dtype
 
-        def evaluate(i: int, x: Tensor) -> Tensor:
+        def output(i: int, x: Tensor) -> Tensor:
             scaled = x if scales[i] == 1 else x * scales[i]
             y: Tensor = net(scaled if same else scaled.to(dtype), times[i], conditions)
-            y = y.to(x.dtype)
-            if m_y[i] != 1:
-                y = y * m_y[i]
-            return y if m_x[i] == 0 else torch.add(y, x, alpha=m_x[i])
+            return y if same else y.to(x.dtype)
 
-        return evaluate
+        return Plan(output, m_x, m_y)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """The network's own floating dtype."""

@@ -48,11 +48,15 @@ class Registration:
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if type(self.aliases) is not tuple:
+            raise ValueError(f"aliases {self.aliases!r} of {self.name!r}: write a tuple of names")
         for name in (self.name, *self.aliases):
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
+            if type(name) is not str or not _NAME.fullmatch(name):
                 raise ValueError(f"component name {name!r}: use lower case letters, digits and + . _ - only")
-        if not isinstance(self.target, str) or not _TARGET.fullmatch(self.target):
+        if type(self.target) is not str or not _TARGET.fullmatch(self.target):
             raise ValueError(f"target {self.target!r} of {self.name!r}: write 'module:attribute'")
+        if type(self.summary) is not str or not self.summary.strip() or "\n" in self.summary:
+            raise ValueError(f"summary {self.summary!r} of {self.name!r}: write one line")
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,17 @@ class GenerativeModel(nn.Module):
         self.data.check(x)
         return self.objective(self.field, x, self.data.conditions(cond, len(x), x.device), generator=generator)
 
+    def forward(
+        self, x: Tensor, cond: Mapping[str, Any] | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`loss`, so that wrappers which intercept the call of a module (data parallelism) see it."""
+        return self.loss(x, cond, generator=generator)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._like().device
+
     @torch.no_grad()
     def sample(
         self,
@@ -91,22 +102,24 @@ class GenerativeModel(nn.Module):
             callback: called with a `Step` after every network call.
 
         Raises:
-            InputError: n or steps below 1, or conditions that do not fit; no sampler at all.
+            InputError: n below 1, conditions that do not fit, steps for a sampler without steps, or no sampler at all.
+            OptionError: steps below 1.
             IncompatibleError: the sampler cannot run on this process.
             NumericalError: values became non-finite.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if type(n) is not int or n < 1:
             raise InputError(f"sample(n) needs a whole number of at least 1. Given: {n!r}.")
         chosen = self._sampler(sampler, steps)
         like = self._like()
         conditions = self.data.conditions(cond, n, like.device)
-        training = self.training
+        training = [module for module in self.modules() if module.training]
         self.eval()
         try:
             x = self.process.prior((n, *self.data.shape), like=like, generator=generator)
             return chosen(self.field, x, conditions, generator=generator, callback=callback)
         finally:
-            self.train(training)
+            for module in training:
+                module.training = True
 
     def _sampler(self, sampler: Part | Sampler | None, steps: int | None) -> Sampler:
         if sampler is None and self.sampler is None:
@@ -133,7 +146,12 @@ class GenerativeModel(nn.Module):
         Raises:
             SpecError: a component is registered by no plugin, so that no recipe can name it.
         """
-        parts = {"process": self.process, "objective": self.objective, "backbone": self.backbone, "sampler": self.sampler}
+        parts = {
+            "process": self.process,
+            "objective": self.objective,
+            "backbone": self.backbone,
+            "sampler": self.sampler,
+        }
         named = {kind: None if spec is None else spec.to_dict() for kind, spec in parts.items()}
         return {**named, "data": self.data.to_dict()}
 
@@ -216,7 +234,7 @@ def _solvable(process: ProcessSpec, parametrization: Parametrization) -> Process
     low, high = process.t_min, process.t_max
     if _sine(process, parametrization, (low + high) / 2) < SOLVABLE:
         raise IncompatibleError(
-            f"Prediction {parametrization.prediction!r} determines no x0 on {process!r}. Use another prediction, e.g. 'v'."
+            f"Prediction {parametrization.prediction!r} determines no x0 on {process!r}. Use another, e.g. 'v'."
         )
     low = (low + high) / 2
     for _ in range(60):
@@ -224,7 +242,7 @@ def _solvable(process: ProcessSpec, parametrization: Parametrization) -> Process
         low, high = (middle, high) if _sine(process, parametrization, middle) >= SOLVABLE else (low, middle)
     warnings.warn(
         f"Prediction {parametrization.prediction!r} determines no x0 where alpha = 0, so t_max of "
-        f"{type(process).__name__} is lowered from {process.t_max:g} to {low:.6g}. Prediction 'v' or 'velocity' keeps it.",
+        f"{type(process).__name__} is lowered from {process.t_max:g} to {low:.6g}. Prediction 'v' keeps it.",
         ItoflowWarning,
         stacklevel=3,
     )

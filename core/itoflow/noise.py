@@ -24,9 +24,10 @@ def normal(shape: Sequence[int], *, like: Tensor, generator: Generators = None) 
             another device than `like` draws there, and the noise is moved.
 
     Raises:
-        InputError: the number of generators is not the batch size.
+        InputError: what was given is no generator, or the number of generators is not the batch size.
     """
     size = tuple(shape)
+    _check(generator)
     if generator is None:
         return torch.randn(size, dtype=like.dtype, device=like.device)
     if isinstance(generator, torch.Generator):
@@ -52,6 +53,15 @@ def restore(generator: Generators, like: Tensor, saved: Sequence[Tensor]) -> Non
     """Wind the generators back to `states`."""
     for g, state in zip(_generators(generator, like), saved, strict=True):
         g.set_state(state)
+
+
+def _check(generator: Generators) -> None:
+    given = generator if isinstance(generator, Sequence) else [generator]
+    if generator is not None and not all(isinstance(g, torch.Generator) for g in given):
+        raise InputError(
+            f"generator is a torch.Generator, or one per sample. Given: {generator!r}. "
+            "From a seed: torch.Generator().manual_seed(0)."
+        )
 
 
 def _generators(generator: Generators, like: Tensor) -> list[torch.Generator]:

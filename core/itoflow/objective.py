@@ -22,7 +22,7 @@ class Objective(Spec, ABC):
     """
 
     kind: ClassVar[str] = "objective"
-    requires: ClassVar[type[ProcessSpec]] = ProcessSpec
+    requires: ClassVar[type] = ProcessSpec
 
     @abstractmethod
     def parametrization(self, process: ProcessSpec, data: DataSpec) -> Parametrization:

@@ -89,8 +89,8 @@ class ProcessSpec(Spec, ABC):
 
     @model_validator(mode="after")
     def _ordered(self) -> ProcessSpec:
-        if self.t_min >= self.t_max:
-            raise ValueError(f"t_min = {self.t_min} must be below t_max = {self.t_max}")
+        if not 0 <= self.t_min < self.t_max <= 1:  # here too, since a subclass may declare them with bare types
+            raise ValueError(f"0 <= t_min < t_max <= 1 must hold. Given: t_min = {self.t_min}, t_max = {self.t_max}")
         return self
 
     @abstractmethod

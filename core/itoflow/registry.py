@@ -14,9 +14,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -61,7 +60,7 @@ class Component:
         """
         try:
             loaded = _resolve(self.target)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.kind} {self.name!r} of {self.distribution} {self.version} cannot be imported from "
                 f"{self.target!r}: {type(error).__name__}: {error}. Reinstall {self.distribution}, or report this to "
@@ -105,8 +104,8 @@ class Registry:
     def discover(cls, points: Iterable[EntryPoint] | None = None) -> Registry:
         """Ask every plugin of the entry-point group `itoflow` (or just `points`) what it registers."""
         found = entry_points(group=GROUP) if points is None else points
-        ordered = sorted(set(found), key=lambda point: (_distribution(point)[0], point.name))
-        return cls(tuple(_report(point) for point in ordered))
+        owned = [(*_distribution(point), point) for point in set(found)]
+        return cls(tuple(_report(*item) for item in sorted(owned, key=lambda item: (item[0], item[2].name))))
 
     def components(self, kind: str | None = None) -> tuple[Component, ...]:
         """Every component, or those of one kind, sorted by kind and name."""
@@ -168,8 +167,12 @@ class Registry:
     def name_of(self, cls: type) -> Component | None:
         """The component whose target is this class, or None where no plugin registers it."""
         for component in self.components():
-            if component.target.partition(":")[2] == cls.__qualname__ and component.load() is cls:
-                return component
+            if component.target.partition(":")[2] == cls.__qualname__:
+                try:
+                    if component.load() is cls:
+                        return component
+                except (PluginError, SpecError):  # a broken namesake harms only itself
+                    continue
         return None
 
 
@@ -225,7 +228,7 @@ def resolve(kind: str, value: Any) -> Any:
         name = options.pop("name", None)
         if not isinstance(name, str):
             raise OptionError(
-                f"A {kind} given as a mapping needs 'name'. Given: {dict(value)!r}. Installed: {listing(available(kind))}."
+                f"A {kind} given as a mapping needs 'name'. Given: {value!r}. Installed: {listing(available(kind))}."
             )
         return create(kind, name, **options)
     if base is not None and isinstance(value, _resolve(base)):
@@ -248,30 +251,26 @@ def kind_name(kind: str) -> str:
     raise UnknownComponentError(f"No kind is called {kind!r}.{did_you_mean(kind, KINDS)} Kinds: {listing(KINDS)}.")
 
 
-def _report(point: EntryPoint) -> PluginReport:
-    distribution, version = _distribution(point)
-    start = {
-        "distribution": distribution,
-        "version": version,
-        "entry_point": point.name,
-        "module": point.value,
-    }
-    disabled = _disabled(distribution)
+def _report(distribution: str, version: str, point: EntryPoint) -> PluginReport:
+    report = PluginReport(distribution, version, point.name, point.value, "ok")
+    disabled = _disabled(report.distribution)
     if disabled:
-        return PluginReport(**start, status="disabled", message=disabled)
+        return replace(report, status="disabled", message=disabled)
     torch_before = "torch" in sys.modules
     try:
-        components = tuple(_ask(point, distribution, version))
+        components = tuple(_ask(point, report.distribution, report.version))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        import traceback
+
         message = f"{type(error).__name__}: {error}"
-        return PluginReport(**start, status="failed", message=message, details=traceback.format_exc())
+        return replace(report, status="failed", message=message, details=traceback.format_exc())
     warnings = () if torch_before or "torch" not in sys.modules else (f"{point.value} imports torch; import it later",)
     if not components:
         message = f"{point.value} registers nothing: implement one of {listing(k.hook for k in KINDS.values())}"
-        return PluginReport(**start, status="empty", message=message, warnings=warnings)
-    return PluginReport(**start, status="ok", components=components, warnings=warnings)
+        return replace(report, status="empty", message=message, warnings=warnings)
+    return replace(report, components=components, warnings=warnings)
 
 
 def _ask(point: EntryPoint, distribution: str, version: str) -> Iterator[Component]:
@@ -285,13 +284,21 @@ def _ask(point: EntryPoint, distribution: str, version: str) -> Iterator[Compone
     manager.check_pending()
     seen: dict[tuple[str, str], str] = {}
     for kind in KINDS.values():
-        for registrations in getattr(manager.hook, kind.hook)():
+        caller = getattr(manager.hook, kind.hook)
+        given = caller()
+        if len(given) < len(caller.get_hookimpls()):  # pluggy drops what is None
+            raise TypeError(f"{kind.hook} gave None; it gives itoflow.Registration objects")
+        for registrations in given:
+            if not isinstance(registrations, Iterable):
+                raise TypeError(f"{kind.hook} gave {registrations!r}; it gives an iterable of itoflow.Registration")
             for r in registrations:
                 if not isinstance(r, Registration):
                     raise TypeError(f"{kind.hook} gave {r!r}; it gives itoflow.Registration objects")
                 for name in (r.name, *r.aliases):
                     if (kind.name, name) in seen:
-                        raise ValueError(f"{kind.name} {name!r} is registered twice: {seen[kind.name, name]}, {r.target}")
+                        raise ValueError(
+                            f"{kind.name} {name!r} is registered twice: {seen[kind.name, name]}, {r.target}"
+                        )
                     seen[kind.name, name] = r.target
                 yield Component(kind.name, r.name, r.target, r.summary, r.aliases, distribution, version)
 
@@ -316,9 +323,9 @@ def _normalised(distribution: str) -> str:
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    if point.dist is None:
-        return point.name, "unknown"
-    return point.dist.name, point.dist.version
+    """Name and version; a distribution half removed has no metadata, and goes by its entry point."""
+    metadata: Any = {} if point.dist is None else point.dist.metadata or {}  # parsed at each access, so once
+    return metadata.get("Name") or point.name, metadata.get("Version") or "unknown"
 
 
 def _resolve(target: str) -> Any:

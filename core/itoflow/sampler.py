@@ -33,9 +33,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from itoflow.errors import IncompatibleError, InputError, NumericalError, UndefinedError
-from itoflow.field import Field, GaussianPrediction, Member
+from itoflow.field import Field, GaussianPrediction, Member, Plan
 from itoflow.noise import Generators, normal, restore, states
-from itoflow.process import GaussianProcess, GridName, ProcessSpec
+from itoflow.process import ALPHA_ZERO, GaussianProcess, GridName, ProcessSpec
 from itoflow.spec import Spec
 
 _LOG_SNR_LIMIT = 20.0
@@ -95,7 +95,7 @@ class Table:
     @property
     def depth(self) -> int:
         """How many evaluations the longest row looks back, its own included."""
-        return max(max(len(row.b), len(row.q)) for row in self.rows)
+        return max(max(len(row.b), len(row.q) + 1 if row.q else 0) for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Step:
         """E[x0 | x_t] at the network's input of this call, (B, *S).
 
         Raises:
-            UndefinedError: the process is not Gaussian.
+            UndefinedError: the process is not Gaussian, or the call gave eps where alpha = 0.
         """
         return self.estimate()
 
@@ -135,7 +135,7 @@ class Sampler(Spec, ABC):
     """
 
     kind: ClassVar[str] = "sampler"
-    requires: ClassVar[type[ProcessSpec]] = ProcessSpec
+    requires: ClassVar[type] = ProcessSpec
 
     @abstractmethod
     def __call__(
@@ -168,7 +168,6 @@ class Sampler(Spec, ABC):
             raise IncompatibleError(
                 f"Sampler {type(self).__name__} needs a {self.requires.__name__}; {type(process).__name__} is none."
             )
-
 
     def with_steps(self, steps: int) -> Self:
         """This sampler with another number of time steps.
@@ -271,55 +270,64 @@ def _run(
     generator: Generators,
     callback: Callback | None,
 ) -> Tensor:
-    evaluate = field.plan(table.rows, x, cond)
+    plan = field.plan(table.rows, x, cond)
     u, history = x, deque[Tensor](maxlen=table.depth or 1)
     for i, row in enumerate(table.rows):
         z = normal(x.shape, like=x, generator=generator) if row.r or row.c else None
-        v = _combine(row.p, u, row.q, history, row.r, z)
-        history.appendleft(evaluate(i, v))
-        u = _combine(row.a, u, row.b, history, row.c, z)
+        v = _combine(u, row.p, (*zip(row.q, history, strict=False), (row.r, z)))
+        y = plan.output(i, v)
+        if table.depth > 1:
+            history.appendleft(plan.value(i, v, y))
+            u = _combine(u, row.a, (*zip(row.b, history, strict=False), (row.c, z)))
+        else:  # (1) put into (2): h_new is never needed by itself
+            b = row.b[0] if row.b else 0.0
+            on_v, on_y = b * plan.m_x[i], b * plan.m_y[i]
+            u = _combine(u, row.a + on_v * row.p, ((on_y, y), (row.c + on_v * row.r, z)))
         if callback is not None:
-            callback(Step(i, len(table.rows), row.t, u, x0_estimate(field, row, v, history[0])))
+            callback(Step(i, len(table.rows), row.t, u, _estimate(plan, i, field, row, v, y)))
     return u
 
 
-def _combine(scale: float, u: Tensor, weights: Sequence[float], history: deque[Tensor], c: float, z: Tensor | None) -> Tensor:
-    """scale u + weights . history + c z, in a new tensor unless nothing changes."""
-    terms = [(w, h) for w, h in zip(weights, history) if w]
-    if z is not None and c:
-        terms.append((c, z))
-    if scale == 1:
-        if not terms:
-            return u
-        (w, h), *terms = terms
-        total = torch.add(u, h, alpha=w)
-    elif scale == 0 and terms:
-        (w, h), *terms = terms
+def _combine(u: Tensor, scale: float, weighted: Sequence[tuple[float, Tensor | None]]) -> Tensor:
+    """scale u + the weighted terms, in a new tensor unless nothing changes."""
+    terms = [(w, h) for w, h in weighted if w and h is not None]
+    if not terms:
+        return u if scale == 1 else u * scale
+    (w, h), *rest = terms
+    if scale == 0:
         total = h * w
+    elif scale == 1:
+        total = torch.add(u, h, alpha=w)
     else:
-        total = u * scale
-    for w, h in terms:
+        total = (u * scale).add_(h, alpha=w)
+    for w, h in rest:
         total.add_(h, alpha=w)
     return total
 
 
-def x0_estimate(field: Field, row: Row, v: Tensor, h: Tensor) -> Callable[[], Tensor]:
-    """A function that gives x0 from the network's input v and the history entry h of a row, without another call."""
+def _estimate(plan: Plan, i: int, field: Field, row: Row, v: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    return lambda: x0_estimate(field, row, v, plan.value(i, v, y))
 
-    def x0() -> Tensor:
-        if row.out == "x0":
-            return h
-        if not isinstance(field.process, GaussianProcess):
-            raise UndefinedError(f"{type(field.process).__name__} is not Gaussian, so the velocity determines no x0.")
-        k = field.process.kernel(row.t)
-        if row.out == "eps":
-            a, b = torch.zeros_like(k.alpha), torch.ones_like(k.alpha)
-        else:
-            langevin = row.eta**2 / (2 * k.sigma) if row.eta else torch.zeros_like(k.sigma)
-            a, b = k.d_alpha, k.d_sigma + langevin
-        return GaussianPrediction(v, h, k, a, b).x0
 
-    return x0
+def x0_estimate(field: Field, row: Row, v: Tensor, h: Tensor) -> Tensor:
+    """x0 from the network's input v and what it gave for a row, without another call: (B, *S).
+
+    Raises:
+        UndefinedError: the process is not Gaussian, or the row gives eps where alpha = 0.
+    """
+    if row.out == "x0":
+        return h
+    if not isinstance(field.process, GaussianProcess):
+        raise UndefinedError(f"{type(field.process).__name__} is not Gaussian, so the velocity determines no x0.")
+    k = field.process.kernel(row.t)
+    if row.out == "eps":
+        if float(k.alpha) <= ALPHA_ZERO:
+            raise UndefinedError(f"At t = {row.t:g} no signal is left (alpha = 0), so eps determines no x0.")
+        a, b = torch.zeros_like(k.alpha), torch.ones_like(k.alpha)
+    else:
+        langevin = row.eta**2 / (2 * k.sigma) if row.eta else torch.zeros_like(k.sigma)
+        a, b = k.d_alpha, k.d_sigma + langevin
+    return GaussianPrediction(v, h, k, a, b).x0
 
 
 def _raise_at_first(name: str) -> Callback:
@@ -383,7 +391,7 @@ def custom_grid(process: ProcessSpec, times: tuple[float, ...], knots: int) -> t
         )
     if times[0] > process.t_max or times[-1] < process.t_min:
         raise InputError(
-            f"Times run from {times[0]:g} to {times[-1]:g}, outside the process's [{process.t_min:g}, {process.t_max:g}]."
+            f"Times {times[0]:g} to {times[-1]:g} leave the process's [{process.t_min:g}, {process.t_max:g}]."
         )
     return _decreasing(times)
 

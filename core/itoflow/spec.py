@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapt
 
 from itoflow import registry
 from itoflow.errors import OptionError, SpecError, did_you_mean, listing
+from itoflow.hookspecs import KINDS
 
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
@@ -81,7 +82,7 @@ class Spec(BaseModel):
         if component is None:
             raise SpecError(
                 f"{type(self).__module__}.{type(self).__qualname__} is registered by no installed plugin, so a recipe "
-                f"cannot name it. Register it by the hook {registry.KINDS[self.kind].hook}."
+                f"cannot name it. Register it by the hook {KINDS[self.kind].hook}."
             )
         return {"name": component.qualified, **options}
 
@@ -108,5 +109,5 @@ def _explain(cls: type[Spec], error: ValidationError) -> str:
             lines.append(f"option {where!r} is required.")
         else:
             given = "" if isinstance(item["input"], Mapping) else f" (given: {item['input']!r})"
-            lines.append(f"{where}: {item['msg']}{given}.")
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ').rstrip('.')}{given}.")
     return f"{cls.__name__}: " + " ".join(lines)

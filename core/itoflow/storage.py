@@ -39,16 +39,18 @@ def save(model: GenerativeModel, path: str | os.PathLike[str], *, overwrite: boo
     """Write a model to the folder `path`.
 
     Arguments:
-        overwrite: replace a folder that exists.
+        overwrite: replace a saved model that exists; anything else at `path` is left alone.
 
     Raises:
-        ModelFileError: the folder exists, or cannot be written.
+        ModelFileError: `path` exists and is not to be replaced, or cannot be written.
         SpecError: a component is registered by no plugin, so that no recipe can name it.
     """
     target = Path(path)
     recipe = {"format": FORMAT, "model": model.recipe, "distributions": _provenance(model.recipe)}
     if target.exists() and not overwrite:
         raise ModelFileError(f"{target} exists. Choose another path, or pass overwrite=True.")
+    if target.exists() and not (target / _MANIFEST).is_file():
+        raise ModelFileError(f"{target} exists and is no saved model, so it is not overwritten. Choose another path.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -56,8 +58,7 @@ def save(model: GenerativeModel, path: str | os.PathLike[str], *, overwrite: boo
         raise ModelFileError(f"Cannot write to {target.parent}: {error.strerror or error}.") from error
     try:
         (temporary / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
-        weights = {name: value.detach().contiguous() for name, value in model.field.state_dict().items()}
-        save_file(weights, temporary / _WEIGHTS)
+        save_file(_weights(model), temporary / _WEIGHTS)
         digests = {name: _sha256(temporary / name) for name in (_RECIPE, _WEIGHTS)}
         (temporary / _MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
         for name in (_RECIPE, _WEIGHTS, _MANIFEST):
@@ -83,7 +84,9 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ModelFileError(f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {_MANIFEST}.")
+        raise ModelFileError(
+            f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {_MANIFEST}."
+        )
     _verify(folder)
     saved = _read_json(folder / _RECIPE)
     if not isinstance(saved.get("format"), int) or saved["format"] > FORMAT:
@@ -95,13 +98,26 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         model = compose(**saved["model"])
         model.field.load_state_dict(load_file(folder / _WEIGHTS, device=str(device)))
     except UnknownComponentError as error:
-        raise ModelFileError(f"{folder} needs a plugin that is not installed. {_install_hint(saved)}\n{error}") from error
+        raise ModelFileError(
+            f"{folder} needs a plugin that is not installed. {_install_hint(saved)}\n{error}"
+        ) from error
     except (ItoflowError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
         raise ModelFileError(
             f"{folder} cannot be rebuilt by the installed plugins: {error}\nIt was made with: "
             + ", ".join(f"{name} {made}" for name, made in saved.get("distributions", {}).items())
         ) from error
     return model.to(device).eval()
+
+
+def _weights(model: GenerativeModel) -> dict[str, torch.Tensor]:
+    """The state of the field, contiguous; a weight with two names is copied, for the format holds no shared memory."""
+    weights: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.field.state_dict().items():
+        pointer = value.untyped_storage().data_ptr()
+        weights[name] = value.detach().clone() if pointer in seen else value.detach().contiguous()
+        seen.add(pointer)
+    return weights
 
 
 def _verify(folder: Path) -> None:
@@ -121,7 +137,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelFileError(f"{path.parent} is incomplete: {path.name} is missing. Copy the whole folder again.") from error
+        raise ModelFileError(
+            f"{path.parent} is incomplete: {path.name} is missing. Copy the whole folder again."
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} is damaged: {error}. Copy it again from its source.") from error
     if not isinstance(content, dict):
@@ -171,6 +189,12 @@ def _replace(source: Path, target: Path) -> None:
         source.rename(target)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    target.rename(aside / target.name)
-    source.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        target.rename(aside / target.name)
+        try:
+            source.rename(target)
+        except BaseException:
+            (aside / target.name).rename(target)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -22,8 +22,9 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Lt
 from einops import rearrange
-from itoflow import Backbone, DataSpec
 from torch import Tensor, nn
+
+from itoflow import Backbone, DataSpec
 
 
 class MLP(Backbone):

@@ -23,15 +23,15 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
-from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
 
+from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
 from itoflow_samplers.transitions import Transition, transitions
 
 
 class DDIM(TableSampler):
     """Equation (1) with tau = eta times the posterior's; one network evaluation a step."""
 
-    requires: ClassVar[type[ProcessSpec]] = GaussianProcess
+    requires: ClassVar[type] = GaussianProcess
 
     eta: Annotated[float, Ge(0), Le(1)] = 0.0
     """0: deterministic; 1: the posterior's variance."""
@@ -46,7 +46,7 @@ class DDIM(TableSampler):
 class Ancestral(TableSampler):
     """Ancestral sampling: the posterior's mean, and a choice of two variances; one network evaluation a step."""
 
-    requires: ClassVar[type[ProcessSpec]] = GaussianProcess
+    requires: ClassVar[type] = GaussianProcess
 
     variance: Literal["posterior", "forward"] = "posterior"
     """Of the fresh noise: equation (2), exact for data at a point, or the forward transition's, exact for N(0, I)."""

@@ -14,15 +14,16 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
 from annotated_types import Ge, Gt
+from torch import Tensor
+
 from itoflow import Field, GaussianProcess, NumericalError, OptionError, ProcessSpec, Row, Sampler, Step, TableSampler
 from itoflow.noise import Generators, normal
 from itoflow.sampler import Callback, x0_estimate
-from torch import Tensor
-
 from itoflow_samplers.sde import ReverseDiffusion
 from itoflow_samplers.transitions import transitions
 
@@ -33,7 +34,7 @@ class PredictorCorrector(Sampler):
     1 + corrector_steps network evaluations a step.
     """
 
-    requires: ClassVar[type[ProcessSpec]] = GaussianProcess
+    requires: ClassVar[type] = GaussianProcess
 
     predictor: TableSampler = ReverseDiffusion()
     """A sampler of one row a step: reverse-diffusion, ancestral, euler-maruyama, ...; it sets steps and grid."""
@@ -88,7 +89,7 @@ class PredictorCorrector(Sampler):
                     f"({kind}), t = {row.t:.6g}. Lower snr, or raise the number of steps."
                 )
             if callback is not None:
-                callback(Step(i, len(rows), row.t, x, x0_estimate(field, row, before, h)))
+                callback(Step(i, len(rows), row.t, x, partial(x0_estimate, field, row, before, h)))
         return x
 
     def _rows(self, process: GaussianProcess) -> list[tuple[Row, float, float]]:

@@ -21,8 +21,8 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
-from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
 
+from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
 from itoflow_samplers.transitions import transitions
 
 
@@ -43,7 +43,7 @@ class EulerMaruyama(TableSampler):
         times, ending = self.times(process)
         g = process.diffusion(torch.tensor(times, dtype=torch.float64)).tolist()
         rows = []
-        for (t, after), g_t in zip(pairwise(times), g):
+        for (t, after), g_t in zip(pairwise(times), g, strict=False):
             h = after - t
             eta = min(self.strength * g_t, _limit(process, t, h)) if self.strength else 0.0
             rows.append(Row(t, b=(h,), c=eta * math.sqrt(-h), eta=eta))
@@ -53,7 +53,7 @@ class EulerMaruyama(TableSampler):
 class ReverseDiffusion(TableSampler):
     """Equation (2); one network evaluation a step; weak order 1."""
 
-    requires: ClassVar[type[ProcessSpec]] = GaussianProcess
+    requires: ClassVar[type] = GaussianProcess
 
     steps: Annotated[int, Ge(1)] = 500
     """Number of time steps."""

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import cast
 
 import torch
+
 from itoflow import GaussianProcess, ProcessSpec
 
 

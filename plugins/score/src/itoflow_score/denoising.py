@@ -21,10 +21,10 @@ from typing import Annotated, ClassVar, cast
 
 import torch
 from annotated_types import Gt
-from itoflow import DataSpec, Field, GaussianProcess, Objective, Parametrization, PathSample, ProcessSpec
-from itoflow.field import GaussianPrediction, PredictionName
 from torch import Tensor
 
+from itoflow import DataSpec, Field, GaussianProcess, Objective, Parametrization, PathSample, ProcessSpec
+from itoflow.field import GaussianPrediction, PredictionName
 from itoflow_score.times import ImportanceDensity, TimesName, log_normal_times, uniform_times
 from itoflow_score.weightings import WeightingName, x0_weight
 
@@ -32,7 +32,7 @@ from itoflow_score.weightings import WeightingName, x0_weight
 class DenoisingScoreMatching(Objective):
     """E_t w(t) |x0 - x0_hat(x_t, t)|^2 / D; its minimiser is the exact field."""
 
-    requires: ClassVar[type[ProcessSpec]] = GaussianProcess
+    requires: ClassVar[type] = GaussianProcess
 
     prediction: PredictionName = "eps"
     """What the network's output means."""

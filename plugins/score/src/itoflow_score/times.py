@@ -1,8 +1,8 @@
 r"""At which times an objective looks. Each draw comes with its correction, so that the expected loss stays the same.
 
     uniform       t uniform on (t_min, t_max]
-    log-normal    log(sigma/alpha) ~ N(mean, std^2), mapped to t and clipped to the process's range; a choice of emphasis,
-                  not corrected for
+    log-normal    log(sigma/alpha) ~ N(mean, std^2), mapped to t and clipped to the process's range; a choice of
+                  emphasis, not corrected for
     importance    t with density proportional to the loss expected for Gaussian data, divided out again: the same
                   expected loss as uniform times, with less variance where the weighting is steep
 
@@ -19,9 +19,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from itoflow import GaussianProcess
 from itoflow.noise import normal, uniform
-from torch import Tensor
 
 TimesName = Literal["uniform", "log-normal", "importance"]
 
@@ -68,4 +69,3 @@ class ImportanceDensity:
         t = self.knots[cell] + within * self.widths[cell]
         correction = self.widths[cell] / (self.knots[-1] - self.knots[0]) / self.probability[cell]
         return t.to(like.device), correction.to(like.device)
-

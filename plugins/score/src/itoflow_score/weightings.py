@@ -31,9 +31,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from itoflow import GaussianProcess, Kernel
 from itoflow.process import ALPHA_ZERO
-from torch import Tensor
 
 WeightingName = Literal["sigma-squared", "likelihood", "min-snr", "soft-min-snr", "x0", "v", "velocity", "edm"]
 

@@ -17,8 +17,9 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Lt
-from itoflow import GaussianProcess
 from torch import Tensor
+
+from itoflow import GaussianProcess
 
 
 class Cosine(GaussianProcess):

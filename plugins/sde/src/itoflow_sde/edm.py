@@ -17,9 +17,10 @@ from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
 from itoflow import GaussianProcess
 from itoflow.process import GridName
-from torch import Tensor
 
 
 class EDM(GaussianProcess):

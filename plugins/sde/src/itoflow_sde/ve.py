@@ -19,9 +19,10 @@ from typing import Annotated
 
 import torch
 from annotated_types import Gt
-from itoflow import GaussianProcess
 from pydantic import model_validator
 from torch import Tensor
+
+from itoflow import GaussianProcess
 
 
 class VE(GaussianProcess):

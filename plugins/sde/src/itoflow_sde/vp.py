@@ -18,9 +18,10 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from itoflow import GaussianProcess
 from pydantic import model_validator
 from torch import Tensor
+
+from itoflow import GaussianProcess
 
 
 class VP(GaussianProcess):

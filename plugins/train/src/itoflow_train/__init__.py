@@ -1,0 +1,1 @@
+"""Training for itoflow: recipes, the training loop, run folders, and reports of sample quality."""

@@ -1,0 +1,150 @@
+"""The training loop, on Hugging Face accelerate: one process or many, any device, mixed precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from itoflow import GenerativeModel, InputError, NumericalError, compose
+from itoflow_train.ema import moving_average
+from itoflow_train.recipe import Recipe, TrainingOptions
+from itoflow_train.run import Run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave.
+
+    Arguments:
+        model: with the averaged weights, in evaluation mode.
+        seconds: wall time of the loop.
+        loss: mean of the last logged steps.
+    """
+
+    model: GenerativeModel
+    seconds: float
+    loss: float
+
+
+def build(recipe: Recipe) -> GenerativeModel:
+    """The recipe's model, initialised by its seed."""
+    torch.manual_seed(recipe.training.seed)
+    return compose(
+        process=recipe.process,
+        objective=recipe.objective,
+        backbone=recipe.backbone,
+        sampler=recipe.sampler,
+        data=recipe.data.spec,
+    )
+
+
+def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False, cpu: bool = False) -> Trained:
+    """Train a model on the recipe's data.
+
+    Arguments:
+        run: gets metrics and checkpoints, from the main process.
+        quiet: show no progress bar; there is none either when standard error is not a terminal.
+        cpu: stay on the CPU.
+
+    Raises:
+        InputError: a batch that is smaller than the number of processes; dequantisation of continuous data.
+        NumericalError: the loss became non-finite; names the step.
+    """
+    options = recipe.training
+    accelerator = Accelerator(mixed_precision=options.precision, cpu=cpu)
+    examples = recipe.data.load("train")
+    share = options.batch_size // accelerator.num_processes
+    if share < 1:
+        raise InputError(
+            f"training.batch_size = {options.batch_size} leaves some of {accelerator.num_processes} processes without "
+            "an example. Raise it."
+        )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
+    )
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    average = moving_average(model.field, options.ema)
+    seed = options.seed * 1_000_003 + accelerator.process_index
+    generator = torch.Generator(accelerator.device).manual_seed(seed)
+    examples = examples.to(accelerator.device)
+    batches = examples.batches(share, torch.Generator().manual_seed(seed))
+    width = _level_width(model) if options.dequantise else 0.0
+    bar = tqdm(
+        total=options.steps,
+        unit="step",
+        disable=True if quiet or not accelerator.is_main_process else None,
+        leave=False,
+    )
+    start, last, losses = time.perf_counter(), time.perf_counter(), []
+    for step in range(1, options.steps + 1):
+        batch = next(batches)
+        x = batch.x
+        if width:
+            noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            x = x + width * (noise - 0.5)
+        rate = options.learning_rate * schedule(options, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with accelerator.autocast():
+            loss = wrapped(x, batch.cond, generator=generator).mean()
+        accelerator.backward(loss)
+        if options.clip is not None:
+            accelerator.clip_grad_norm_(model.parameters(), options.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(model.field)
+        losses.append(loss.detach())
+        bar.update()
+        if step % options.log_every == 0 or step == options.steps:
+            mean = float(torch.stack(losses).mean())
+            if not math.isfinite(mean):
+                raise NumericalError(
+                    f"The loss became {mean} between steps {step - len(losses) + 1} and {step}. Lower "
+                    f"training.learning_rate (now {options.learning_rate:g}), or clip the gradient more."
+                )
+            now = time.perf_counter()
+            speed = len(losses) * options.batch_size / (now - last)
+            bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
+            if accelerator.is_main_process:
+                run.log(step=step, loss=mean, learning_rate=rate, seconds=now - start, examples_per_second=speed)
+            last, final, losses = now, mean, []
+        if step % options.checkpoint_every == 0 and step < options.steps and accelerator.is_main_process:
+            run.checkpoint(_averaged(model, average.module), step)
+    bar.close()
+    seconds = time.perf_counter() - start
+    return Trained(_averaged(model, average.module), seconds, final)
+
+
+def schedule(options: TrainingOptions, step: int) -> float:
+    """The learning rate over its peak at a step from 1: linear warm-up, then the decay to zero."""
+    if step <= options.warmup:
+        return step / options.warmup
+    progress = (step - options.warmup) / (options.steps - options.warmup + 1)
+    match options.decay:
+        case "cosine":
+            return (1 + math.cos(math.pi * progress)) / 2
+        case "linear":
+            return 1 - progress
+        case "constant":
+            return 1.0
+
+
+def _averaged(model: GenerativeModel, field: torch.nn.Module) -> GenerativeModel:
+    """The model with the averaged field, apart from the one in training."""
+    averaged = copy.copy(model)
+    averaged._modules = {**model._modules, "field": copy.deepcopy(field)}
+    return averaged.eval()
+
+
+def _level_width(model: GenerativeModel) -> float:
+    """The distance between two values of discrete data, data units."""
+    data = model.data
+    if data.levels is None:
+        raise InputError("training.dequantise is for discrete data; this data spec has no levels. Leave it out.")
+    return (data.high - data.low) / (data.levels - 1)

@@ -1,0 +1,76 @@
+"""The folder of one run: what it was made of, how it went, and what it gave.
+
+recipe.json      the recipe, complete with every default
+metrics.jsonl    one JSON object per logged step
+checkpoints/     step-000500/, ...: saved models, averaged weights
+model/           the saved model at the end
+samples.png      a grid of samples
+trajectory.gif   the same samples from noise to data
+report.json      the figures of the printed table
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from itoflow import GenerativeModel, InputError, load
+from itoflow_train.recipe import Recipe
+
+
+class Run:
+    """A run folder, created empty.
+
+    Arguments:
+        path: of the folder; it must not exist, or be empty.
+
+    Raises:
+        InputError: the folder exists and is not empty, or cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"Cannot make the run folder {path}: {error.strerror or error}.") from error
+        if any(path.iterdir()):
+            raise InputError(f"The run folder {path} is not empty. Choose another by --out.")
+
+    @classmethod
+    def fresh(cls, name: str, root: Path) -> Run:
+        """`root/name`, or the first of `root/name-2`, `root/name-3`, ... that does not exist."""
+        path, number = root / name, 1
+        while path.exists():
+            number += 1
+            path = root / f"{name}-{number}"
+        return cls(path)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write one JSON file of the folder."""
+        (self.path / name).write_text(json.dumps(content, indent=2) + "\n")
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """recipe.json."""
+        self.write_json("recipe.json", recipe.to_dict())
+
+    def log(self, **metrics: float) -> None:
+        """One line of metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def checkpoint(self, model: GenerativeModel, step: int) -> Path:
+        """checkpoints/step-NNNNNN."""
+        return model.save(self.path / "checkpoints" / f"step-{step:06d}", overwrite=True)
+
+
+def load_run(path: str | Path) -> GenerativeModel:
+    """The model of a run folder, or of a saved model's folder.
+
+    Raises:
+        ModelFileError: there is none, or it is damaged.
+    """
+    folder = Path(path)
+    return load(folder / "model" if (folder / "model").is_dir() else folder)

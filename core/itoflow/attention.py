@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ class AttentionCall:
         bias: shape of an additive bias that broadcasts to (B, H, N, M), or None.
         dropout: probability in [0, 1).
         second_order: the result will be differentiated twice, or in forward mode.
+        scale: of the inner products; None is K^(-1/2).
+        gradient: the result will be differentiated.
+        bias_gradient: with respect to the bias, too.
     """
 
     query: tuple[int, ...]
@@ -46,13 +50,24 @@ class AttentionCall:
     bias: tuple[int, ...] | None = None
     dropout: float = 0.0
     second_order: bool = False
+    scale: float | None = None
+    gradient: bool = False
+    bias_gradient: bool = False
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> AttentionCall:
-        """The call with these tensors, inside or outside of `second_order`.
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+        scale: float | None = None,
+    ) -> AttentionCall:
+        """The call with these tensors, inside or outside of `second_order` and of `torch.no_grad`.
 
         Raises:
-            InputError: the shapes, dtypes or devices do not fit together, or dropout is out of range.
+            InputError: the shapes, dtypes or devices do not fit together, or dropout or scale is out of range.
         """
         shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
         if not (q.ndim == k.ndim == v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]):
@@ -65,10 +80,21 @@ class AttentionCall:
             raise InputError("q, k and v must share dtype and device.")
         if bias is not None and not _broadcasts(tuple(bias.shape), (*q.shape[:3], k.shape[2])):
             raise InputError(f"bias must broadcast to (B, H, N, M). Given: {tuple(bias.shape)} with q, k, v {shapes}.")
+        if bias is not None and bias.dtype == torch.bool:
+            raise InputError("bias is added to the logits, so it is no mask of booleans: write 0 and -inf instead.")
+        if bias is not None and (bias.dtype, bias.device) != (q.dtype, q.device):
+            raise InputError(
+                f"bias must share the dtype and device of q, k and v, {q.dtype} on {q.device}. "
+                f"Given: {bias.dtype} on {bias.device}."
+            )
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be in [0, 1). Given: {dropout}.")
+        if scale is not None and not math.isfinite(scale):
+            raise InputError(f"scale must be finite. Given: {scale}.")
         bias_shape = None if bias is None else tuple(bias.shape)
-        return cls(*shapes, q.dtype, q.device, bias_shape, dropout, _second_order.get())
+        bias_gradient = torch.is_grad_enabled() and bias is not None and bias.requires_grad
+        gradient = bias_gradient or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
+        return cls(*shapes, q.dtype, q.device, bias_shape, dropout, _second_order.get(), scale, gradient, bias_gradient)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -105,8 +131,8 @@ class Attention(Spec, ABC):
 
         Arguments:
             q, k, v: (B, H, N, K), (B, H, M, K), (B, H, M, V).
-            bias: broadcasts to (B, H, N, M), added before the softmax.
-            dropout: probability with which an attention weight is dropped.
+            bias: broadcasts to (B, H, N, M), added before the softmax. A query with -inf at every key gets zeros.
+            dropout: probability with which an attention weight is dropped, drawn from torch's default generator.
             scale: of the inner products; None is K^(-1/2).
         """
 
@@ -121,31 +147,74 @@ def second_order() -> Iterator[None]:
         _second_order.reset(token)
 
 
-def choose_attention(name: str, call: AttentionCall) -> Attention:
-    """The backend for a call: `auto`, or the one named.
+class _Installed:
+    """The backends of one registry, created once: attention is called often, and they have no state."""
+
+    def __init__(self, of: registry.Registry) -> None:
+        self.of = of
+        self.named: dict[str, Attention] = {}
+        self.failed: dict[str, str] = {}
+        for name in of.names("attention"):
+            try:
+                self.get(name)
+            except Exception as error:
+                self.failed[name] = str(error) if isinstance(error, ItoflowError) else f"cannot be created: {error!r}"
+        self.order = sorted(self.named, key=lambda name: -self.named[name].preference)
+
+    def get(self, name: str) -> Attention:
+        if name not in self.named:
+            self.named[name] = registry.create("attention", name)
+        return self.named[name]
+
+
+_installed: _Installed | None = None
+
+
+def _backends() -> _Installed:
+    global _installed
+    if _installed is None or _installed.of is not registry.registry():
+        _installed = _Installed(registry.registry())
+    return _installed
+
+
+def _reasons(backend: Attention, call: AttentionCall) -> tuple[str, ...]:
+    """Why `auto` passes over a backend; a broken one harms only itself."""
+    if not backend.exact:
+        return ("it is approximate; name it to use it",)
+    try:
+        return tuple(backend.supports(call))
+    except Exception as error:
+        return (f"its supports() failed: {type(error).__name__}: {error}",)
+
+
+def attention_reasons(call: AttentionCall) -> dict[str, tuple[str, ...]]:
+    """For each installed backend, in the order in which `auto` considers them, why it does not take the call.
+
+    `auto` takes the first one without a reason.
+    """
+    installed = _backends()
+    reasons = {name: _reasons(installed.named[name], call) for name in installed.order}
+    return {**reasons, **{name: (error,) for name, error in installed.failed.items()}}
+
+
+def choose_attention(name: str | Attention, call: AttentionCall) -> Attention:
+    """The backend for a call: `auto`, the one named, or the one given, where it has options.
 
     Raises:
+        UnknownComponentError: no installed backend has that name.
         IncompatibleError: the named backend, or every installed one, cannot serve the call; gives each one's reasons.
     """
+    installed = _backends()
     if name != "auto":
-        backend: Attention = registry.create("attention", name)
+        backend = name if isinstance(name, Attention) else installed.get(name)
         reasons = backend.supports(call)
         if reasons:
             raise IncompatibleError(f"Attention backend {name!r} cannot serve this call: {'; '.join(reasons)}.")
         return backend
-    candidates: list[tuple[str, Attention]] = []
-    refused = []
-    for installed in registry.available("attention"):
-        try:
-            candidates.append((installed, registry.create("attention", installed)))
-        except ItoflowError as error:
-            refused.append(f"{installed}: {error}")
-    candidates.sort(key=lambda item: -item[1].preference)
-    for installed, candidate in candidates:
-        reasons = candidate.supports(call) if candidate.exact else ("it is approximate; name it to use it",)
-        if not reasons:
-            return candidate
-        refused.append(f"{installed}: {'; '.join(reasons)}")
+    for candidate in installed.order:
+        if not _reasons(installed.named[candidate], call):
+            return installed.named[candidate]
+    refused = [f"{candidate}: {'; '.join(reasons)}" for candidate, reasons in attention_reasons(call).items()]
     listed = "\n  ".join(refused) or "none is installed: pip install itoflow-attention"
     raise IncompatibleError(f"No installed attention backend can serve this call:\n  {listed}")
 
@@ -155,16 +224,33 @@ def attention(
     k: Tensor,
     v: Tensor,
     *,
-    backend: str = "auto",
+    backend: str | Attention = "auto",
     bias: Tensor | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention by the backend named, or by the one that `auto` chooses: (B, H, N, V).
+    """Attention by the backend named or given, or by the one that `auto` chooses: (B, H, N, V).
+
+    Under `torch.autocast`, q, k, v and bias are cast first, as torch's own attention casts them, so that every backend
+    sees the same call; float64 stays.
 
     Raises:
         InputError: the tensors do not fit together.
         IncompatibleError: see `choose_attention`.
     """
-    chosen = choose_attention(backend, AttentionCall.of(q, k, v, bias, dropout))
+    device = q.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+        if bias is not None and bias.is_floating_point() and bias.dtype != torch.float64:
+            bias = bias.to(dtype)
+        with torch.autocast(device, enabled=False):
+            return _attention(q, k, v, backend, bias, dropout, scale)
+    return _attention(q, k, v, backend, bias, dropout, scale)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, backend: str | Attention, bias: Tensor | None, dropout: float, scale: float | None
+) -> Tensor:
+    chosen = choose_attention(backend, AttentionCall.of(q, k, v, bias, dropout, scale))
     return chosen(q, k, v, bias=bias, dropout=dropout, scale=scale)

@@ -370,8 +370,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     columns = max(map(len, rows))
     widths = [max(len(row[i]) if i < len(row) else 0 for row in rows) for i in range(columns)]
     available = _width() - 2 * columns
-    last = min(widths[-1], max(24, available // 3))
-    while sum(widths[:-1]) + last > available and max(widths[1:-1], default=0) > 12:
+    last = min(widths[-1], max(12, available // 3))
+    while sum(widths[:-1]) + last > available and max(widths[1:-1], default=0) > 8:
         widest = max(range(1, columns - 1), key=lambda i: widths[i])
         widths[widest] -= 1
     widths[-1] = max(last, available - sum(widths[:-1]), 12)

@@ -6,6 +6,7 @@ Nothing is kept by hand: ranges come from the annotated types, descriptions from
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -79,9 +80,19 @@ def schema(component: Any) -> dict[str, Any] | None:
     if not (isinstance(component, type) and issubclass(component, Spec)):
         return None
     try:
-        return component.model_json_schema()
+        found: dict[str, Any] = _json(component.model_json_schema())
     except PydanticInvalidForJsonSchema:
         return None
+    return found
+
+
+def _json(value: Any) -> Any:
+    """The value with infinities as text, which JSON lacks and pydantic reads back."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _split_references(text: str) -> tuple[str, tuple[str, ...]]:

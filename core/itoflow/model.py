@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from itoflow import registry
 from itoflow.backbone import Backbone, DataSpec
-from itoflow.errors import IncompatibleError, InputError, ItoflowError, ItoflowWarning, OptionError, listing
+from itoflow.errors import (
+    IncompatibleError,
+    InputError,
+    ItoflowError,
+    ItoflowWarning,
+    OptionError,
+    did_you_mean,
+    listing,
+)
 from itoflow.field import Field, NetworkField, Parametrization
 from itoflow.noise import Generators
 from itoflow.objective import Objective
@@ -68,6 +76,8 @@ class GenerativeModel(nn.Module):
             InputError: x or cond is not what the data spec says.
         """
         self.data.check(x)
+        if not len(x):
+            raise InputError("loss needs at least one example; this batch is empty.")
         return self.objective(self.field, x, self.data.conditions(cond, len(x), x.device), generator=generator)
 
     def forward(
@@ -209,6 +219,13 @@ def compose(
 
 
 def _data_spec(data: DataSpec | tuple[int, ...] | Mapping[str, Any], options: Mapping[str, Any]) -> DataSpec:
+    unknown = sorted(set(options) - set(DataSpec.model_fields))
+    if unknown:
+        known = ["process", "objective", "backbone", "sampler", "data", *DataSpec.model_fields]
+        raise OptionError(
+            f"compose takes no {unknown[0]!r}.{did_you_mean(unknown[0], known)} Besides components and data it takes the "
+            f"fields of the data spec: {listing(DataSpec.model_fields)}."
+        )
     if isinstance(data, DataSpec):
         return data.replace(**options) if options else data
     if isinstance(data, Mapping):

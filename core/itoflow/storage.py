@@ -17,17 +17,15 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from itoflow import registry
 from itoflow.errors import ItoflowError, ModelFileError, UnknownComponentError
 from itoflow.model import GenerativeModel, compose
-
-if TYPE_CHECKING:
-    import torch
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses a newer one."""
@@ -95,11 +93,12 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
             "Upgrade it: pip install -U itoflow"
         )
     try:
-        model = compose(**saved["model"])
+        with torch.random.fork_rng(devices=[]):  # building draws initial weights, which the saved ones replace
+            model = compose(**saved["model"])
         model.field.load_state_dict(load_file(folder / _WEIGHTS, device=str(device)))
     except UnknownComponentError as error:
         raise ModelFileError(
-            f"{folder} needs a plugin that is not installed. {_install_hint(saved)}\n{error}"
+            f"{folder} needs a plugin that is not available. {_install_hint(saved)}\n{error}"
         ) from error
     except (ItoflowError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
         raise ModelFileError(

@@ -1,14 +1,15 @@
 r"""A residual MLP whose blocks are modulated by time and condition.
 
-    e = time features + class embedding + vector embedding;   h = W_in x
-    block:  h <- h + W_2 SiLU(W_1 [RMSNorm(h) (1 + scale(e)) + shift(e)])
-    out:    y = W_out [RMSNorm(h) (1 + scale(e)) + shift(e)]
+    e = SiLU(MLP(time features) + class embedding + vector embedding);   h = W_in x
+    block:  h <- h + gate(e) W_2 dropout(SiLU(W_1 [LayerNorm(h) (1 + scale(e)) + shift(e)]))
+    out:    y = W_out SiLU(LayerNorm(h) (1 + scale(e)) + shift(e))
 
-The last matrix of each block and of the network start at zero, so that the network starts as y = 0.
+scale, shift and gate are linear in e and start at zero, as does W_out: every block starts as the identity, and the
+network as y = 0.
 
 References:
     Scalable Diffusion Models with Transformers (Peebles and Xie, 2022), https://arxiv.org/abs/2212.09748, section 3.2,
-    for the modulation.
+    for the modulation (adaLN-zero).
     Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains (Tancik et al., 2020),
     https://arxiv.org/abs/2006.10739.
 """
@@ -28,23 +29,25 @@ from itoflow import Backbone, DataSpec
 
 
 class MLP(Backbone):
-    """Residual MLP on the flattened example."""
+    """Residual MLP on the flattened example; for data of any shape, with class and vector conditions."""
 
     width: Annotated[int, Ge(1)] = 256
     """Size of the residual stream."""
-    depth: Annotated[int, Ge(0)] = 4
+    depth: Annotated[int, Ge(0)] = 3
     """Number of residual blocks."""
-    expansion: Annotated[int, Ge(1)] = 2
+    expansion: Annotated[int, Ge(1)] = 1
     """Hidden size of a block over the width."""
+    embedding: Annotated[int, Ge(1)] = 128
+    """Size of the embedding e of time and condition."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability with which a hidden value of a block is dropped in training."""
-    frequencies: Annotated[int, Ge(1)] = 64
+    frequencies: Annotated[int, Ge(1)] = 32
     """Number of sine and cosine pairs that describe the time."""
     max_frequency: Annotated[float, Gt(1)] = 100.0
     """Highest of them, in radians per unit of t; they are spaced geometrically from 1."""
 
     def build(self, data: DataSpec) -> nn.Module:
-        """The network for that data, of any shape."""
+        """The network for that data."""
         return ResidualMLP(self, data)
 
 
@@ -55,65 +58,52 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, spec: MLP, data: DataSpec) -> None:
         super().__init__()
-        size, width = math.prod(data.shape), spec.width
-        exponents = torch.linspace(0, 1, spec.frequencies)
-        self.register_buffer("frequencies", spec.max_frequency**exponents, persistent=False)
-        self.time = nn.Sequential(nn.Linear(2 * spec.frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(data.classes, width) if data.classes is not None else None
-        self.vector = nn.Linear(data.vector, width) if data.vector is not None else None
+        size, width, embedding = math.prod(data.shape), spec.width, spec.embedding
+        frequencies = spec.max_frequency ** torch.linspace(0, 1, spec.frequencies)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time = nn.Sequential(
+            nn.Linear(2 * spec.frequencies, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.label = nn.Embedding(data.classes, embedding) if data.classes is not None else None
+        self.vector = nn.Linear(data.vector, embedding) if data.vector is not None else None
         self.enter = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(Block(width, spec.expansion, spec.dropout) for _ in range(spec.depth))
-        self.leave = Modulated(width, nn.Linear(width, size))
-        nn.init.zeros_(self.leave.inner.weight)
-        nn.init.zeros_(self.leave.inner.bias)
+        self.blocks = nn.ModuleList(Block(width, spec.expansion * width, spec.dropout) for _ in range(spec.depth))
+        self.leave = nn.Linear(width, size)
+        self.modulation = nn.Linear(embedding, (3 * spec.depth + 2) * width)  # of all blocks, in one product
+        for layer in (self.leave, self.modulation):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """(B, *S)."""
         angles = t[:, None] * self.frequencies
-        embedding = self.time(torch.cat([angles.sin(), angles.cos()], dim=1))
+        e = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
         if self.label is not None:
-            embedding = embedding + self.label(cond["class"])
+            e = e + self.label(cond["class"])
         if self.vector is not None:
-            embedding = embedding + self.vector(cond["vector"].to(x.dtype))
-        embedding = nn.functional.silu(embedding)
+            e = e + self.vector(cond["vector"].to(x.dtype))
         h = self.enter(rearrange(x, "b ... -> b (...)"))
+        parts = iter(rearrange(self.modulation(nn.functional.silu(e)), "b (k w) -> k b w", w=h.shape[1]))
         for block in self.blocks:
-            h = h + block(h, embedding)
-        y: Tensor = self.leave(h, embedding)
+            h = block(h, next(parts), next(parts), next(parts))
+        y: Tensor = self.leave(nn.functional.silu(modulate(h, next(parts), next(parts))))
         return y.view_as(x)
 
 
-class Modulated(nn.Module):
-    """A module applied to RMSNorm(h) (1 + scale(e)) + shift(e); scale and shift start at zero."""
-
-    def __init__(self, width: int, inner: nn.Linear) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-        self.inner = inner
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """(B, width) to what the inner module gives."""
-        scale, shift = self.modulation(embedding).chunk(2, dim=1)
-        normed = self.norm(h)
-        y: Tensor = self.inner(torch.addcmul(normed + shift, normed, scale))
-        return y
-
-
 class Block(nn.Module):
-    """W_2 SiLU(W_1 .) of the modulated stream; W_2 starts at zero."""
+    """h + gate W_2 dropout(SiLU(W_1 modulate(h)))."""
 
-    def __init__(self, width: int, expansion: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.first = Modulated(width, nn.Linear(width, expansion * width))
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
-        self.second = nn.Linear(expansion * width, width)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """(B, width)."""
-        y: Tensor = self.second(self.dropout(nn.functional.silu(self.first(h, embedding))))
-        return y
+    def forward(self, h: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
+        """(B, width), all four arguments too."""
+        inner = self.dropout(nn.functional.silu(self.up(modulate(h, scale, shift))))
+        return torch.addcmul(h, gate, self.down(inner))
+
+
+def modulate(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """LayerNorm(h) (1 + scale) + shift."""
+    return torch.addcmul(shift, nn.functional.layer_norm(h, h.shape[-1:]), 1 + scale)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from itoflow import DataSpec, Field, GaussianProcess, Objective, Parametrization, PathSample, ProcessSpec
 from itoflow.field import GaussianPrediction, PredictionName
-from itoflow_score.times import ImportanceDensity, TimesName, log_normal_times, uniform_times
+from itoflow_score.times import ImportanceDensity, TimesName, log_normal_times, uniform_times, unit_numbers
 from itoflow_score.weightings import WeightingName, x0_weight
 
 
@@ -42,6 +42,8 @@ class DenoisingScoreMatching(Objective):
     """gamma of the weightings min-snr and soft-min-snr."""
     times: TimesName = "uniform"
     """How t is drawn; see `itoflow_score.times`."""
+    stratified: bool = False
+    """Cover the times evenly within each batch."""
     log_sigma_mean: float = -1.2
     """Mean of log(sigma/alpha) for log-normal times, sigma in data units."""
     log_sigma_std: Annotated[float, Gt(0)] = 1.2
@@ -87,15 +89,14 @@ class DenoisingScoreMatching(Objective):
         self, process: GaussianProcess, data_std: float, like: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor | None]:
         """t (B,) and what multiplies the loss there, None for 1."""
-        n = like.shape[0]
+        u = unit_numbers(like.shape[0], like, generator, stratified=self.stratified)
         match self.times:
             case "uniform":
-                return uniform_times(process, n, like, generator), None
+                return uniform_times(process, u), None
             case "log-normal":
-                moments = {"mean": self.log_sigma_mean, "std": self.log_sigma_std}
-                return log_normal_times(process, n, like, generator, **moments), None
+                return log_normal_times(process, u, mean=self.log_sigma_mean, std=self.log_sigma_std), None
             case "importance":
-                return _importance(self, process, data_std).draw(n, like, generator)
+                return _importance(self, process, data_std).times(u)
 
 
 @lru_cache(maxsize=32)

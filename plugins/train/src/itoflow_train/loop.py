@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -65,9 +66,7 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False
             f"training.batch_size = {options.batch_size} leaves some of {accelerator.num_processes} processes without "
             "an example. Raise it."
         )
-    optimizer = torch.optim.AdamW(
-        model.parameters(), options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
-    )
+    optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), options.learning_rate, betas=options.betas)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     average = moving_average(model.field, options.ema)
     seed = options.seed * 1_000_003 + accelerator.process_index
@@ -133,6 +132,15 @@ def schedule(options: TrainingOptions, step: int) -> float:
             return 1 - progress
         case "constant":
             return 1.0
+
+
+def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices, and none for biases and gains."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def _averaged(model: GenerativeModel, field: torch.nn.Module) -> GenerativeModel:

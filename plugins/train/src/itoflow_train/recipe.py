@@ -39,7 +39,7 @@ class TrainingOptions(Spec):
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """Fall of the learning rate from its peak to zero."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay of AdamW, for matrices only."""
     betas: tuple[Annotated[float, Ge(0), Lt(1)], Annotated[float, Ge(0), Lt(1)]] = (0.9, 0.999)
     """Decay rates of AdamW's moments."""
     clip: Annotated[float, Gt(0)] | None = 1.0

@@ -1,0 +1,157 @@
+"""`compose`: parts in every form, and what cannot work together refused before a network is built."""
+
+from __future__ import annotations
+
+import warnings
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import itoflow
+from itoflow import DataSpec, GenerativeModel, registry
+from itoflow.errors import IncompatibleError, ItoflowError, ItoflowWarning, OptionError, UnknownComponentError
+
+PARTS: dict[str, Any] = {
+    "process": "decay",
+    "objective": "denoise",
+    "backbone": "linear",
+    "sampler": "euler",
+    "data": (2,),
+}
+
+
+def compose(**changes: Any) -> GenerativeModel:
+    return itoflow.compose(**{**PARTS, **changes})
+
+
+@pytest.mark.parametrize("part", ["process", "objective", "backbone", "sampler"])
+def test_a_part_is_a_name_a_mapping_or_an_object(toy: ModuleType, part: str) -> None:
+    spec = registry.resolve(part, PARTS[part])
+    for form in (spec, {"name": PARTS[part]}, f"itoflow-toy:{PARTS[part]}", spec.to_dict()):
+        assert getattr(compose(**{part: form}), part) == spec
+
+
+def test_the_recipe_composes_the_same_model(toy: ModuleType) -> None:
+    model = compose(process={"name": "decay", "rate": 2.0}, data=(2, 3), classes=4)
+    assert compose(**model.recipe).recipe == model.recipe
+
+
+@pytest.mark.parametrize("part", ["process", "objective", "backbone", "sampler"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("nowhere", UnknownComponentError, "No {part} is called 'nowhere'. Installed: "),
+        ({"nam": "decay"}, OptionError, "given as a mapping needs 'name'"),
+        (3, OptionError, "A {part} is a name, a mapping with 'name', or an object derived from itoflow."),
+        (DataSpec(shape=(2,)), OptionError, r"Given: DataSpec\(.*Installed: "),
+    ],
+)
+def test_a_wrong_part_is_refused(
+    toy: ModuleType, part: str, value: object, error: type[ItoflowError], message: str
+) -> None:
+    with pytest.raises(error, match=message.format(part=part)):
+        compose(**{part: value})
+
+
+def test_a_part_of_another_kind_is_refused(toy: ModuleType) -> None:
+    with pytest.raises(OptionError, match="A process is a name"):
+        compose(process=toy.Euler())
+    with pytest.raises(UnknownComponentError, match="'euler' is a sampler, not a process"):
+        compose(process="euler")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"name": "decay", "rat": 1}, r"Decay: no option 'rat'. Did you mean 'rate'\?"),
+        ({"name": "decay", "rate": 0}, r"Decay: rate: .*greater than 0 \(given: 0\)"),
+    ],
+)
+def test_a_wrong_option_of_a_part_is_refused(toy: ModuleType, part: object, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        compose(process=part)
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ((2, 3), {"classes": 4}),
+        ([2, 3], {"classes": 4}),
+        (torch.Size((2, 3)), {"classes": 4}),
+        ({"shape": (2, 3), "classes": 4}, {}),
+        ({"shape": [2, 3], "classes": 5}, {"classes": 4}),
+        (DataSpec(shape=(2, 3), classes=4), {}),
+        (DataSpec(shape=(2, 3)), {"classes": 4}),
+    ],
+)
+def test_forms_of_the_data(toy: ModuleType, data: Any, options: dict[str, Any]) -> None:
+    assert compose(data=data, **options).data == DataSpec(shape=(2, 3), classes=4)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (8, {}, r"data is a DataSpec, its fields as a mapping, or the shape.*Given: 8"),
+        ("2", {}, "Given: '2'"),
+        ((), {}, "shape: "),
+        ((2, -1), {}, r"shape\.1: "),
+        ({"classes": 3}, {}, "option 'shape' is required"),
+        ((2,), {"clases": 3}, r"takes no 'clases'. Did you mean 'classes'\?"),
+        ((2,), {"smapler": "heun"}, r"takes no 'smapler'. Did you mean 'sampler'\?"),
+    ],
+)
+def test_wrong_data_is_refused(toy: ModuleType, data: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        compose(data=data, **options)
+
+
+def test_an_objective_says_which_process_it_needs_and_what_fits(toy: ModuleType) -> None:
+    with pytest.raises(IncompatibleError) as caught:
+        compose(process="brownian", sampler=None)
+    assert str(caught.value) == (
+        "Objective Denoise needs a process that is a GaussianProcess; Brownian is none. Processes that fit it: decay, "
+        "forgetful, straight. Objectives that fit Brownian: match."
+    )
+
+
+@pytest.mark.parametrize("sampler", ["noisy", "jump"])
+def test_a_sampler_says_which_process_it_needs_and_what_fits(toy: ModuleType, sampler: str) -> None:
+    with pytest.raises(IncompatibleError) as caught:
+        compose(process="brownian", objective="match", sampler=sampler)
+    assert "needs a process that is a GaussianProcess; Brownian is none." in str(caught.value)
+    assert "Samplers that fit Brownian: apart, euler, scaled." in str(caught.value)
+
+
+def test_nothing_is_built_for_what_cannot_work(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy.Linear, "build", lambda *_: pytest.fail("a network was built"))
+    with pytest.raises(IncompatibleError):
+        compose(process="brownian", objective="match", sampler="jump")
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "v", "edm"])
+def test_a_process_that_is_not_gaussian_has_no_x0(toy: ModuleType, prediction: str) -> None:
+    with pytest.raises(IncompatibleError, match=f"Prediction '{prediction}' needs a GaussianProcess"):
+        compose(process="brownian", objective={"name": "match", "prediction": prediction}, sampler=None)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "score"])
+def test_t_max_is_lowered_visibly_where_the_prediction_is_singular(toy: ModuleType, prediction: str) -> None:
+    with pytest.warns(ItoflowWarning, match=r"t_max of Straight is lowered from 1 to 0\.99") as caught:
+        model = compose(process="straight", objective={"name": "denoise", "prediction": prediction})
+    assert caught[0].filename == __file__
+    assert 0.99 < model.process.t_max < 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compose(**model.recipe).process == model.process
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v", "velocity", "edm"])
+def test_t_max_is_kept_where_it_can_be(toy: ModuleType, prediction: str) -> None:
+    assert compose(process="straight", objective={"name": "denoise", "prediction": prediction}).process.t_max == 1
+
+
+def test_a_prediction_that_is_singular_for_half_the_time_is_refused(toy: ModuleType) -> None:
+    with pytest.raises(IncompatibleError, match=r"Prediction 'eps' determines no x0 on Forgetful.*Use another"):
+        compose(process="forgetful", objective={"name": "denoise", "prediction": "eps"}, sampler=None)

@@ -1,0 +1,118 @@
+"""`GenerativeModel.sample`: the choice of the sampler, its randomness, and bad requests."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import itoflow
+from itoflow import GenerativeModel, Step
+from itoflow.errors import IncompatibleError, InputError, OptionError, UnknownComponentError
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, True, "3", None, torch.tensor(2)])
+def test_n_is_a_whole_number_of_at_least_one(model: GenerativeModel, n: Any) -> None:
+    with pytest.raises(InputError, match=r"sample\(n\) needs a whole number of at least 1\. Given: "):
+        model.sample(n)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1.5, "many"])
+def test_steps_are_whole_and_at_least_one(model: GenerativeModel, steps: Any) -> None:
+    with pytest.raises(OptionError, match="Noisy: steps: "):
+        model.sample(2, steps=steps)
+
+
+def test_steps_for_a_sampler_without_any(model: GenerativeModel) -> None:
+    with pytest.raises(InputError, match="Sampler Jump has no number of steps"):
+        model.sample(2, sampler="jump", steps=3)
+
+
+def test_no_sampler_at_all(toy: ModuleType) -> None:
+    bare = itoflow.compose(process="decay", objective="denoise", backbone="linear", data=(3,))
+    with pytest.raises(InputError, match=r"composed without a sampler.*Installed: apart, euler, jump, noisy, scaled"):
+        bare.sample(2)
+    assert bare.sample(2, sampler="euler").shape == (2, 3)
+
+
+def test_an_unknown_sampler(model: GenerativeModel) -> None:
+    with pytest.raises(UnknownComponentError, match=r"Did you mean 'euler'\?"):
+        model.sample(2, sampler="euller")
+
+
+def test_a_sampler_that_the_process_does_not_fit(toy: ModuleType) -> None:
+    model = itoflow.compose(process="brownian", objective="match", backbone="linear", data=(3,))
+    with pytest.raises(IncompatibleError, match="Sampler Jump needs a process that is a GaussianProcess"):
+        model.sample(2, sampler="jump")
+
+
+def test_a_sampler_in_every_form_gives_the_same_samples(model: GenerativeModel, toy: ModuleType) -> None:
+    forms: list[Any] = ["euler", {"name": "euler", "steps": 4}, toy.Euler(), "itoflow-toy:euler"]
+    first, *others = [model.sample(2, sampler=form, generator=seeded(0)[0]) for form in forms]
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_steps_override_those_of_the_sampler(model: GenerativeModel) -> None:
+    calls: list[Step] = []
+    model.sample(2, steps=7, callback=calls.append)
+    assert [step.index for step in calls] == list(range(7))
+
+
+@pytest.mark.parametrize("sampler", ["noisy", "euler"])
+def test_a_sample_with_its_own_generator_is_the_same_in_any_batch(model: GenerativeModel, sampler: str) -> None:
+    together = model.sample(3, sampler=sampler, generator=seeded(1, 2, 3))
+    apart = [model.sample(1, sampler=sampler, generator=seeded(seed)) for seed in (1, 2, 3)]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_the_default_generator_is_left_alone(model: GenerativeModel) -> None:
+    before = torch.random.get_rng_state()
+    model.sample(3, generator=seeded(0)[0])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("generator", "message"), [(seeded(1, 2), "2 generators for 3 samples"), (0, "From a seed")])
+def test_a_wrong_generator(model: GenerativeModel, generator: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.sample(3, generator=generator)
+
+
+def test_the_network_runs_in_evaluation_mode_and_no_mode_is_changed(model: GenerativeModel) -> None:
+    model.train()
+    model.field.net.dropout.eval()
+    modes = [module.training for module in model.modules()]
+    seen: list[bool] = []
+    model.sample(2, callback=lambda step: seen.append(any(module.training for module in model.modules())))
+    assert seen == [False] * 4
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_modes_are_restored_after_an_error(model: GenerativeModel) -> None:
+    def fail(step: Step) -> None:
+        raise KeyError
+
+    model.train()
+    with pytest.raises(KeyError):
+        model.sample(2, callback=fail)
+    assert all(module.training for module in model.modules())
+
+
+def test_samples_carry_no_gradient(model: GenerativeModel) -> None:
+    assert not model.sample(2).requires_grad
+
+
+@pytest.mark.parametrize("label", [2, [2, 2, 2], torch.tensor([2, 2, 2])])
+def test_one_condition_serves_all_samples(toy: ModuleType, label: Any) -> None:
+    parts: dict[str, Any] = {"process": "decay", "objective": "denoise", "backbone": "linear", "sampler": "euler"}
+    torch.manual_seed(0)
+    model = itoflow.compose(**parts, data=(3,), classes=4)
+    expected = model.sample(3, {"class": torch.full((3,), 2)}, generator=seeded(0)[0])
+    assert torch.equal(model.sample(3, {"class": label}, generator=seeded(0)[0]), expected)
+    assert not torch.equal(model.sample(3, {"class": 1}, generator=seeded(0)[0]), expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,24 +63,26 @@ class Film:
     """A sampler's callback that keeps frames of the carried state, and writes them as a GIF.
 
     Each frame is divided by the standard deviation of x_t over that of the data, so that noise and data fill the same
-    range.
+    range. A call that leaves the state as it was (an inner stage of a Runge-Kutta step) gives no frame.
 
     Arguments:
         model: being sampled.
-        frames: how many to keep of the calls, evenly.
+        frames: how many to keep at most.
     """
 
     def __init__(self, model: GenerativeModel, frames: int) -> None:
         self.model, self.frames = model, frames
         self.pictures: list[Image.Image] = []
+        self._last: Tensor | None = None
 
     def __call__(self, step: Step) -> None:
         """Keep a frame where one is due."""
-        calls = step.calls or self.frames
-        last = step.index == calls - 1
-        if last or step.index * self.frames // calls != (step.index - 1) * self.frames // calls:
-            x = step.x if last else step.x * self._scale(step.t)
-            self.pictures.append(picture(x, self.model.data, side=256))
+        if step.x is self._last:
+            return
+        self._last = step.x
+        last = step.calls is not None and step.index == step.calls - 1
+        x = step.x if last else step.x * self._scale(step.t)
+        self.pictures.append(picture(x, self.model.data, side=256).quantize(32))  # noise compresses badly
 
     def _scale(self, t: float) -> float:
         process, std = self.model.process, self.model.data.std
@@ -91,12 +92,8 @@ class Film:
         return std / math.hypot(float(k.alpha) * std, float(k.sigma))
 
     def write(self, path: Path, *, milliseconds: int = 80) -> None:
-        """Write the GIF, its last frame held for two seconds."""
-        write_gif(path, self.pictures, milliseconds)
-
-
-def write_gif(path: Path, pictures: Sequence[Image.Image], milliseconds: int) -> None:
-    """An endless GIF of the pictures, the last one held for two seconds."""
-    first, *rest = pictures
-    durations = [milliseconds] * len(rest) + [2000]
-    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+        """Write an endless GIF of evenly chosen frames, the last one held for two seconds."""
+        count = min(self.frames, len(self.pictures))
+        chosen = [self.pictures[-1 - i * len(self.pictures) // count] for i in reversed(range(count))]
+        durations = [milliseconds] * (count - 1) + [2000]
+        chosen[0].save(path, save_all=True, append_images=chosen[1:], duration=durations, loop=0)

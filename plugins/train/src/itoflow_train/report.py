@@ -26,16 +26,20 @@ def conditions(model: GenerativeModel, n: int, classes: Tensor | None = None) ->
 
 
 def draw_pictures(model: GenerativeModel, recipe: Recipe, run: Run) -> None:
-    """samples.png and trajectory.gif, of the same samples."""
+    """samples.png, and trajectory.gif: from the same noise, with a step for each frame."""
     n, data = recipe.report.grid, model.data
     if not n or not drawable(data):
         return
     n = n if len(data.shape) == 3 else max(n, 2000)
-    film = Film(model, recipe.report.frames) if recipe.report.frames else None
-    generator = torch.Generator(model.device).manual_seed(recipe.training.seed + SEED)
-    x = model.sample(n, conditions(model, n), generator=generator, callback=film)
+    seed = recipe.training.seed + SEED
+    x = model.sample(n, conditions(model, n), generator=torch.Generator(model.device).manual_seed(seed))
     picture(at_levels(x, data), data).save(run.path / "samples.png")
-    if film is not None:
+    frames = recipe.report.frames
+    if frames:
+        film = Film(model, frames)
+        steps = frames if "steps" in type(recipe.sampler).model_fields else None
+        generator = torch.Generator(model.device).manual_seed(seed)
+        model.sample(n, conditions(model, n), steps=steps, generator=generator, callback=film)
         film.write(run.path / "trajectory.gif")
 
 

@@ -107,7 +107,7 @@ def test_kernel_broadcasts_time_against_data_and_names_a_formula_that_breaks_sha
 
 
 def test_interval_is_validated():
-    with pytest.raises(OptionError, match="t_min = 0.6, t_max = 0.5"):
+    with pytest.raises(OptionError, match=r"t_min = 0\.6, t_max = 0\.5"):
         Bare(t_min=0.6, t_max=0.5)
     with pytest.raises(OptionError, match="t_max"):
         Bare(t_max=1.5)

@@ -143,7 +143,7 @@ def test_an_absent_plugin_is_named_with_its_version(saved: Path) -> None:
         recipe["distributions"]["itoflow-elsewhere"] = "0.3"
 
     rewrite(saved, from_elsewhere)
-    with pytest.raises(ModelFileError, match=r"not installed\. Install it: pip install itoflow-elsewhere==0\.3\n"):
+    with pytest.raises(ModelFileError, match=r"not available\. Install it: pip install itoflow-elsewhere==0\.3\n"):
         itoflow.load(saved)
 
 

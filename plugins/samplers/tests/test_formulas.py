@@ -75,7 +75,7 @@ def on_eps(row, alpha, sigma):
 
 
 def test_ancestral_on_vp_is_ddpm():
-    """Equation 11: x_{t-1} = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(a_t) + sigma_t z, and both choices of sigma_t."""
+    """Equation 11: x_{t-1} = (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(a_t) + sigma_t z, both choices of sigma_t."""
     for variance in ("posterior", "forward"):
         for row, _, ((a_t, s_t), (a_s, s_s)) in steps_of(VP(), Ancestral(steps=30, variance=variance)):
             beta = 1 - (a_t / a_s) ** 2

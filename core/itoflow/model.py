@@ -223,8 +223,8 @@ def _data_spec(data: DataSpec | tuple[int, ...] | Mapping[str, Any], options: Ma
     if unknown:
         known = ["process", "objective", "backbone", "sampler", "data", *DataSpec.model_fields]
         raise OptionError(
-            f"compose takes no {unknown[0]!r}.{did_you_mean(unknown[0], known)} Besides components and data it takes the "
-            f"fields of the data spec: {listing(DataSpec.model_fields)}."
+            f"compose takes no {unknown[0]!r}.{did_you_mean(unknown[0], known)} Besides components and data it takes "
+            f"the fields of the data spec: {listing(DataSpec.model_fields)}."
         )
     if isinstance(data, DataSpec):
         return data.replace(**options) if options else data

@@ -37,6 +37,8 @@ def train(argv: list[str]) -> int:
 
     overrides = [*arguments.override, *([] if arguments.seed is None else [f"training.seed={arguments.seed}"])]
     recipe = read(arguments.recipe, overrides)
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
     model = build(recipe)
     name = Path(arguments.recipe).stem
     run = Run(arguments.out) if arguments.out else Run.fresh(name, Path("runs"))

@@ -50,6 +50,9 @@ class TrainingOptions(Spec):
     """Add uniform noise of one level's width to discrete data, anew at every step."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of Hugging Face accelerate."""
+    threads: Annotated[int, Ge(1)] | None = None
+    """CPU threads, or null for torch's own choice. A small network is best off with one: on a busy machine the others
+    wait for each other much longer than they compute."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of initial weights, batches, times and noise."""
     log_every: Annotated[int, Ge(1)] = 50

@@ -59,11 +59,18 @@ class Chunked(Attention):
         scale: float | None = None,
     ) -> Tensor:
         """See `itoflow.Attention`."""
-        seed = int(torch.randint(_SEEDS, ())) if dropout else 0
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        apply: Any = _Blocks.apply  # torch leaves it unannotated
-        out: Tensor = apply(q, k, v, bias, _Plan(self.block, scale, dropout, seed))[0]
-        return out
+        return _blockwise(q, k, v, bias, self.block, scale, dropout)
+
+
+@torch.compiler.disable(reason="blocks are drawn, counted and recomputed outside of torch.compile's graph")
+def _blockwise(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, block: int, scale: float, dropout: float
+) -> Tensor:
+    seed = int(torch.randint(_SEEDS, ())) if dropout else 0
+    apply: Any = _Blocks.apply  # torch leaves it unannotated
+    out: Tensor = apply(q, k, v, bias, _Plan(block, scale, dropout, seed))[0]
+    return out
 
 
 @dataclass(frozen=True)

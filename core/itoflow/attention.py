@@ -276,12 +276,15 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, backend: str | Attention, bias: Tensor | None, dropout: float, scale: float | None
 ) -> Tensor:
     call = AttentionCall.of(q, k, v, bias, dropout, scale)
-    name = _traced_name(backend, *[getattr(call, field.name) for field in fields(call)])
+    name: str = _traced_name(backend, *[getattr(call, field.name) for field in fields(call)])
     chosen = backend if isinstance(backend, Attention) else _backends().named[name]
     return chosen(q, k, v, bias=bias, dropout=dropout, scale=scale)
 
 
-@torch.compiler.assume_constant_result
-def _traced_name(backend: str | Attention, *call: Any) -> str:
-    """`_name`, called once for each graph of torch.compile, which hands on plain values only and guards the rest."""
+def _name_of(backend: str | Attention, *call: Any) -> str:
+    """`_name` for the fields of a call."""
     return _name(backend, AttentionCall(*call))
+
+
+# Called once for each graph of torch.compile, which hands on plain values only.
+_traced_name: Any = torch.compiler.assume_constant_result(_name_of)

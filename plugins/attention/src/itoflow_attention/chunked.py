@@ -60,10 +60,10 @@ class Chunked(Attention):
     ) -> Tensor:
         """See `itoflow.Attention`."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        return _blockwise(q, k, v, bias, self.block, scale, dropout)
+        out: Tensor = _untraced(q, k, v, bias, self.block, scale, dropout)
+        return out
 
 
-@torch.compiler.disable(reason="blocks are drawn, counted and recomputed outside of torch.compile's graph")
 def _blockwise(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, block: int, scale: float, dropout: float
 ) -> Tensor:
@@ -71,6 +71,9 @@ def _blockwise(
     apply: Any = _Blocks.apply  # torch leaves it unannotated
     out: Tensor = apply(q, k, v, bias, _Plan(block, scale, dropout, seed))[0]
     return out
+
+
+_untraced: Any = torch.compiler.disable(_blockwise, reason="its blocks are run beside the graph of torch.compile")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from itoflow import DataSpec, IncompatibleError, OptionError
 from itoflow_dit.dit import DiT
 from itoflow_dit.network import RMSNorm
 from itoflow_dit.positions import angles, rotary, rotate, sincos
-from itoflow_dit.presets import Base, ExtraLarge, Large, Small
+from itoflow_dit.presets import DiTB, DiTL, DiTS, DiTXL
 
 DATA = DataSpec(shape=(3, 8, 12), classes=4, vector=5)
 
@@ -39,7 +39,7 @@ def inputs(n=4, data=DATA):
 # -- the papers' sizes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("preset", "millions"), [(Small, 33), (Base, 130), (Large, 458), (ExtraLarge, 675)])
+@pytest.mark.parametrize(("preset", "millions"), [(DiTS, 33), (DiTB, 130), (DiTL, 458), (DiTXL, 675)])
 def test_parameters_are_as_many_as_in_the_paper(preset, millions):
     """Table 4 of DiT: patch 2, latents of 4x32x32, 1000 classes. Counted where tensors have no memory."""
     with torch.device("meta"):
@@ -50,7 +50,7 @@ def test_parameters_are_as_many_as_in_the_paper(preset, millions):
 @pytest.mark.parametrize(("patch", "tokens"), [(2, 256), (4, 64), (8, 16)])
 def test_patch_sizes_give_the_papers_tokens(patch, tokens):
     with torch.device("meta"):
-        net = ExtraLarge(patch=patch).build(DataSpec(shape=(4, 32, 32)))
+        net = DiTXL(patch=patch).build(DataSpec(shape=(4, 32, 32)))
     assert net.positions.shape == (tokens, 1152)
     assert net.enter.in_features == 4 * patch**2
 

@@ -62,17 +62,17 @@ class DiT(Backbone):
         """
         from itoflow_dit.network import Transformer  # needs this class
 
-        sides = data.shape[1:]
+        name, sides = type(self).__name__, data.shape[1:]
         if len(sides) not in (1, 2):
             raise IncompatibleError(
-                f"DiT serves sequences (C, L) and images (C, H, W). Given: {data.shape}. "
+                f"{name} serves sequences (C, L) and images (C, H, W). Given: {data.shape}. "
                 "Use the backbone `mlp` for vectors, `unet` for volumes."
             )
         if any(side % self.patch for side in sides):
             fit = [p for p in range(1, max(sides) + 1) if all(side % p == 0 for side in sides)]
             larger = (data.shape[0], *(side + -side % self.patch for side in sides))
             raise IncompatibleError(
-                f"DiT cuts data into patches of side {self.patch}, which does not divide the sides of {data.shape}. "
+                f"{name} cuts data into patches of side {self.patch}, which does not divide the sides of {data.shape}. "
                 f"Use patch = {' or '.join(map(str, fit))}, or pad the data to {larger}."
             )
         where, what, size = "width", self.positions, self.width
@@ -80,7 +80,7 @@ class DiT(Backbone):
             where, size = "size of a head, width / heads,", self.width // self.heads
         if size % (2 * len(sides)):
             raise IncompatibleError(
-                f"DiT with {what} positions in {len(sides)} dimensions needs a {where} that {2 * len(sides)} divides. "
+                f"{name} with {what} positions in {len(sides)} dimensions needs a {where} that {2 * len(sides)} divides. "
                 f"Given: {size}. Use {size + -size % (2 * len(sides))}."
             )
         return Transformer(self, data)

@@ -11,8 +11,8 @@ def itoflow_backbones() -> list[Registration]:
     presets = "itoflow_dit.presets"
     return [
         Registration("dit", "itoflow_dit.dit:DiT", "Diffusion transformer for images and sequences"),
-        Registration("dit-s", f"{presets}:Small", "DiT-S, 12 blocks of width 384: 33 M parameters"),
-        Registration("dit-b", f"{presets}:Base", "DiT-B, 12 blocks of width 768: 130 M parameters"),
-        Registration("dit-l", f"{presets}:Large", "DiT-L, 24 blocks of width 1024: 458 M parameters"),
-        Registration("dit-xl", f"{presets}:ExtraLarge", "DiT-XL, 28 blocks of width 1152: 675 M parameters"),
+        Registration("dit-s", f"{presets}:DiTS", "DiT-S, 12 blocks of width 384: 33 M parameters"),
+        Registration("dit-b", f"{presets}:DiTB", "DiT-B, 12 blocks of width 768: 130 M parameters"),
+        Registration("dit-l", f"{presets}:DiTL", "DiT-L, 24 blocks of width 1024: 458 M parameters"),
+        Registration("dit-xl", f"{presets}:DiTXL", "DiT-XL, 28 blocks of width 1152: 675 M parameters"),
     ]

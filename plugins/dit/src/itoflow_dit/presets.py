@@ -14,7 +14,7 @@ from annotated_types import Ge
 from itoflow_dit.dit import DiT
 
 
-class Small(DiT):
+class DiTS(DiT):
     """DiT-S and SiT-S: 12 blocks of width 384, 6 heads."""
 
     width: Annotated[int, Ge(1)] = 384
@@ -22,7 +22,7 @@ class Small(DiT):
     heads: Annotated[int, Ge(1)] = 6
 
 
-class Base(DiT):
+class DiTB(DiT):
     """DiT-B and SiT-B: 12 blocks of width 768, 12 heads."""
 
     width: Annotated[int, Ge(1)] = 768
@@ -30,7 +30,7 @@ class Base(DiT):
     heads: Annotated[int, Ge(1)] = 12
 
 
-class Large(DiT):
+class DiTL(DiT):
     """DiT-L and SiT-L: 24 blocks of width 1024, 16 heads."""
 
     width: Annotated[int, Ge(1)] = 1024
@@ -38,7 +38,7 @@ class Large(DiT):
     heads: Annotated[int, Ge(1)] = 16
 
 
-class ExtraLarge(DiT):
+class DiTXL(DiT):
     """DiT-XL and SiT-XL: 28 blocks of width 1152, 16 heads."""
 
     width: Annotated[int, Ge(1)] = 1152

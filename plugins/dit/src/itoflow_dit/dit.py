@@ -78,9 +78,10 @@ class DiT(Backbone):
         where, what, size = "width", self.positions, self.width
         if self.positions == "rotary":
             where, size = "size of a head, width / heads,", self.width // self.heads
-        if size % (2 * len(sides)):
+        factor = 2 * len(sides)  # a sine and a cosine for each axis
+        if size % factor:
             raise IncompatibleError(
-                f"{name} with {what} positions in {len(sides)} dimensions needs a {where} that {2 * len(sides)} divides. "
-                f"Given: {size}. Use {size + -size % (2 * len(sides))}."
+                f"{name} with {what} positions in {len(sides)} dimensions needs a {where} that {factor} divides. "
+                f"Given: {size}. Use {size + -size % factor}."
             )
         return Transformer(self, data)

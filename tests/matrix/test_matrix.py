@@ -2,8 +2,8 @@
 
 The names come from the registry, so that a new plugin is walked without a change here. One test composes one process
 with one objective in one prediction; inside, every backbone trains one step and every sampler draws, and for the first
-backbone on every time grid too. Presets of a backbone are saved, loaded and conditioned as all are. A refusal must be an
-IncompatibleError that names both sides.
+backbone on every time grid too. Presets of a backbone are saved, loaded and conditioned as all are. A refusal must be
+an IncompatibleError that names both sides.
 """
 
 from __future__ import annotations

@@ -53,8 +53,9 @@ CASES = [
 
 
 def backbones():
-    """All but presets, which derive from another one and change nothing but defaults: they build the same networks."""
+    """All but presets, which derive from another one and change nothing but defaults, and those that need a file."""
     found = {name: registry.registry().find("backbone", name).load() for name in registry.available("backbone")}
+    found = {name: b for name, b in found.items() if not any(f.is_required() for f in b.model_fields.values())}
     others = set(found.values())
     return [name for name, backbone in found.items() if not others & set(backbone.__mro__[1:])]
 

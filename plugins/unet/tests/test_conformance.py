@@ -15,7 +15,7 @@ REGISTERED = {
 }
 
 
-@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize("name", [name for name in REGISTERED if name != "unet-diffusers"])
 @pytest.mark.parametrize("check", checks("backbone"))
 def test_small(check, name):
     heads = {"head_size": 8} if name == "unet-adm" else {}

@@ -16,4 +16,5 @@ def itoflow_backbones() -> list[Registration]:
         Registration("unet-ncsnpp", f"{presets}:NCSNPP", "U-Net NCSN++ of score SDEs", aliases=("ncsnpp",)),
         Registration("unet-adm", f"{presets}:ADM", "U-Net of the ablated diffusion model", aliases=("adm",)),
         Registration("unet-small", f"{presets}:Small", "U-Net for 8x8 to 28x28 on a CPU"),
+        Registration("unet-diffusers", "itoflow_unet.checkpoint:Checkpoint", "U-Net of a checkpoint of diffusers"),
     ]

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt, MinLen
 
-from itoflow_unet.unet import Positive, UNet
+from itoflow_unet.unet import Positive, Resample, UNet
 
 
 class DDPM(UNet):
@@ -31,7 +31,7 @@ class DDPMPP(UNet):
     """DDPM++ of the score-SDE paper: residual resampling, rescaled skips, attention once a level going up."""
 
     blocks: Annotated[int, Ge(1)] = 4
-    resample: Literal["conv", "pool", "residual", "residual-fir"] = "residual"
+    resample: Resample = "residual"
     attention_up: Literal["each", "last"] = "last"
     frequency_shift: Annotated[int, Ge(0)] = 1
     cosine_first: bool = False
@@ -43,7 +43,7 @@ class DDPMPP(UNet):
 class NCSNPP(DDPMPP):
     """NCSN++ of the score-SDE paper: Fourier features, filtered resampling, input and output skips."""
 
-    resample: Literal["conv", "pool", "residual", "residual-fir"] = "residual-fir"
+    resample: Resample = "residual-fir"
     progressive: bool = True
     time: Literal["sinusoidal", "fourier"] = "fourier"
     time_scale: float = math.log(50 / 0.01)
@@ -59,7 +59,7 @@ class ADM(UNet):
     blocks: Annotated[int, Ge(1)] = 3
     attention: tuple[Annotated[int, Ge(1)], ...] = (32, 16, 8)
     head_size: Annotated[int, Ge(1)] | None = 64
-    resample: Literal["conv", "pool", "residual", "residual-fir"] = "residual"
+    resample: Resample = "residual"
     scale_shift: bool = True
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
 

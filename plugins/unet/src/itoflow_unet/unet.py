@@ -19,6 +19,7 @@ from torch import nn
 from itoflow import Backbone, DataSpec, IncompatibleError
 
 Positive = Annotated[FiniteFloat, Gt(0)]
+Resample = Literal["conv", "pool", "residual", "residual-fir"]
 
 
 class UNet(Backbone):
@@ -38,7 +39,7 @@ class UNet(Backbone):
     """Channels of an attention head."""
     backend: str = "auto"
     """Attention backend by name; see `itoflow attention`."""
-    resample: Literal["conv", "pool", "residual", "residual-fir"] = "conv"
+    resample: Resample = "conv"
     """How levels change: strided and nearest-neighbour convolutions, plain averaging and repetition, or residual blocks
     that average and repeat, or that filter by (1, 3, 3, 1)."""
     pad_end: bool = False

@@ -17,13 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from itoflow.attention import attention
+from itoflow_unet.norm import Norm
 from itoflow_unet.resample import CONVOLUTIONS
 from itoflow_unet.unet import UNet
+
+SMALL_HEAD = 32
+"""Below this head size bfloat16 attention on a CPU is computed in float32: torch's kernel takes half the time there."""
 
 Resampling = Callable[[Tensor], Tensor]
 
@@ -31,13 +36,6 @@ Resampling = Callable[[Tensor], Tensor]
 def unchanged(x: Tensor) -> Tensor:
     """x."""
     return x
-
-
-class Norm(nn.GroupNorm):
-    """Group normalisation by the options."""
-
-    def __init__(self, spec: UNet, channels: int) -> None:
-        super().__init__(spec.groups_of(channels), channels, eps=spec.epsilon)
 
 
 class ResidualBlock(nn.Module):
@@ -57,15 +55,17 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, e: Tensor, resampling: Resampling = unchanged) -> Tensor:
         """e: (B, modulation)."""
-        h = self.conv_1(resampling(F.silu(self.norm_1(x))))
+        h = self.conv_1(resampling(self.norm_1.silu(x)))
         x = resampling(x)
         e = e.unflatten(1, (-1, *[1] * (x.ndim - 2)))
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = self.norm_2(h) * (1 + scale) + shift
+            h = F.silu(self.norm_2(h) * (1 + scale) + shift)
         else:
-            h = self.norm_2(h + e)
-        h = self.conv_2(F.dropout(F.silu(h), self.dropout, self.training))
+            h = self.norm_2.silu(h + e)
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        h = self.conv_2(h)
         y: Tensor = (x if self.project is None else self.project(x)) + h
         return y if self.rescale == 1 else y / self.rescale
 
@@ -83,6 +83,12 @@ class AttentionBlock(nn.Module):
         """(B, C, ...)."""
         h: Tensor = rearrange(x if self.norm is None else self.norm(x), "b c ... -> b (...) c")
         q, k, v = rearrange(self.qkv(h), "b n (three h k) -> three b h n k", three=3, h=self.heads)
-        h = self.out(rearrange(attention(q, k, v, backend=self.backend), "b h n k -> b n (h k)"))
-        y = x + rearrange(h, "b n c -> b c n").view_as(x)
+        h = self.out(rearrange(self._attend(q, k, v), "b h n k -> b n (h k)"))
+        y: Tensor = x + rearrange(h, "b n c -> b c n").unflatten(2, x.shape[2:])
         return y if self.rescale == 1 else y / self.rescale
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-1] >= SMALL_HEAD:
+            return attention(q, k, v, backend=self.backend)
+        with torch.autocast("cpu", enabled=False):
+            return attention(q.float(), k.float(), v.float(), backend=self.backend).to(v.dtype)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from itoflow import DataSpec
-from itoflow_unet.blocks import AttentionBlock, Norm, ResidualBlock
+from itoflow_unet.blocks import AttentionBlock, ResidualBlock
 from itoflow_unet.embedding import Fourier, Sinusoidal
+from itoflow_unet.norm import Norm
 from itoflow_unet.resample import CONVOLUTIONS, RepeatConv, StridedConv, double, double_filtered, halve, halve_filtered
 from itoflow_unet.unet import UNet
 
@@ -68,6 +69,8 @@ class ResidualUNet(nn.Module):
             e = e + self.vector(cond["vector"].to(x.dtype))
         parts = iter(self.modulation(F.silu(e)).split(self.parts, dim=1))
 
+        if x.ndim == 4:  # channels together in memory: the layout that convolutions are fastest in
+            x = x.contiguous(memory_format=torch.channels_last)
         image = x = 2 * x - 1 if spec.center else x
         h = self.enter(x)
         skips = [h]
@@ -185,7 +188,7 @@ class Output(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, channels, ...)."""
-        y: Tensor = self.conv(F.silu(self.norm(h)))
+        y: Tensor = self.conv(self.norm.silu(h))
         return y
 
 

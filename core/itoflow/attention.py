@@ -10,12 +10,13 @@ References:
 from __future__ import annotations
 
 import math
+import operator
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,15 @@ from itoflow import registry
 from itoflow.errors import IncompatibleError, InputError, ItoflowError
 from itoflow.spec import Spec
 
-_second_order: ContextVar[bool] = ContextVar("itoflow_second_order", default=False)
+
+class _Mode(threading.local):
+    """What holds in this thread. An attribute of the instance, not of the class: torch.compile guards only those."""
+
+    def __init__(self) -> None:
+        self.second_order = False
+
+
+_mode = _Mode()
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class AttentionCall:
         Raises:
             InputError: the shapes, dtypes or devices do not fit together, or dropout or scale is out of range.
         """
-        shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
+        shapes = _sizes(q), _sizes(k), _sizes(v)
         if not (q.ndim == k.ndim == v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]):
             raise InputError(
                 f"Attention takes q, k, v of shapes (B, H, N, K), (B, H, M, K), (B, H, M, V). Given: {shapes}."
@@ -91,10 +100,15 @@ class AttentionCall:
             raise InputError(f"dropout must be in [0, 1). Given: {dropout}.")
         if scale is not None and not math.isfinite(scale):
             raise InputError(f"scale must be finite. Given: {scale}.")
-        bias_shape = None if bias is None else tuple(bias.shape)
+        bias_shape = None if bias is None else _sizes(bias)
         bias_gradient = torch.is_grad_enabled() and bias is not None and bias.requires_grad
         gradient = bias_gradient or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
-        return cls(*shapes, q.dtype, q.device, bias_shape, dropout, _second_order.get(), scale, gradient, bias_gradient)
+        return cls(*shapes, q.dtype, q.device, bias_shape, dropout, _mode.second_order, scale, gradient, bias_gradient)
+
+
+def _sizes(x: Tensor) -> tuple[int, ...]:
+    """The shape as integers, also where torch.compile would leave a size open: the choice may depend on it."""
+    return tuple(operator.index(size) for size in x.shape)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -140,11 +154,11 @@ class Attention(Spec, ABC):
 @contextmanager
 def second_order() -> Iterator[None]:
     """Inside, `auto` chooses a backend that can be differentiated twice and in forward mode."""
-    token = _second_order.set(True)
+    outside, _mode.second_order = _mode.second_order, True
     try:
         yield
     finally:
-        _second_order.reset(token)
+        _mode.second_order = outside
 
 
 class _Installed:
@@ -204,16 +218,24 @@ def choose_attention(name: str | Attention, call: AttentionCall) -> Attention:
         UnknownComponentError: no installed backend has that name.
         IncompatibleError: the named backend, or every installed one, cannot serve the call; gives each one's reasons.
     """
+    if isinstance(name, Attention):
+        _name(name, call)
+        return name
+    return _backends().named[_name(name, call)]
+
+
+def _name(name: str | Attention, call: AttentionCall) -> str:
+    """The name by which the registry knows the choice; of a backend given as an object, only that it can serve."""
     installed = _backends()
     if name != "auto":
         backend = name if isinstance(name, Attention) else installed.get(name)
         reasons = backend.supports(call)
         if reasons:
             raise IncompatibleError(f"Attention backend {name!r} cannot serve this call: {'; '.join(reasons)}.")
-        return backend
+        return str(name)
     for candidate in installed.order:
         if not _reasons(installed.named[candidate], call):
-            return installed.named[candidate]
+            return candidate
     refused = [f"{candidate}: {'; '.join(reasons)}" for candidate, reasons in attention_reasons(call).items()]
     listed = "\n  ".join(refused) or "none is installed: pip install itoflow-attention"
     raise IncompatibleError(f"No installed attention backend can serve this call:\n  {listed}")
@@ -232,7 +254,8 @@ def attention(
     """Attention by the backend named or given, or by the one that `auto` chooses: (B, H, N, V).
 
     Under `torch.autocast`, q, k, v and bias are cast first, as torch's own attention casts them, so that every backend
-    sees the same call; float64 stays.
+    sees the same call; float64 stays. Under `torch.compile` the choice is made as the graph is traced, once for each
+    shape and for inside and outside of `second_order`, and leaves no break in the graph.
 
     Raises:
         InputError: the tensors do not fit together.
@@ -252,5 +275,16 @@ def attention(
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, backend: str | Attention, bias: Tensor | None, dropout: float, scale: float | None
 ) -> Tensor:
-    chosen = choose_attention(backend, AttentionCall.of(q, k, v, bias, dropout, scale))
+    call = AttentionCall.of(q, k, v, bias, dropout, scale)
+    name: str = _traced_name(backend, *[getattr(call, field.name) for field in fields(call)])
+    chosen = backend if isinstance(backend, Attention) else _backends().named[name]
     return chosen(q, k, v, bias=bias, dropout=dropout, scale=scale)
+
+
+def _name_of(backend: str | Attention, *call: Any) -> str:
+    """`_name` for the fields of a call."""
+    return _name(backend, AttentionCall(*call))
+
+
+# Called once for each graph of torch.compile, which hands on plain values only.
+_traced_name: Any = torch.compiler.assume_constant_result(_name_of)

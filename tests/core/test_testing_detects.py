@@ -358,6 +358,56 @@ class Idle(Net):
         self.unused = nn.Linear(2, 2)
 
 
+def broken_graph(self, x, t, cond):
+    torch._dynamo.graph_break()
+    return Net.forward(self, x, t, cond)
+
+
+def changed_by_compilation(self, x, t, cond):
+    return Net.forward(self, x, t, cond) + torch.compiler.is_compiling()
+
+
+def infinite_slope(h):
+    """Zero, with a slope that is infinite where autocast makes bfloat16 of h."""
+    return 0 * (h - h).sum().abs().sqrt() if h.dtype == torch.bfloat16 else 0
+
+
+class Once(torch.autograd.Function):
+    """x^2, differentiable once and in reverse mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, y):
+        return 2 * ctx.saved_tensors[0] * y
+
+
+class Flat(torch.autograd.Function):
+    """x^3 whose backward pass forgets that it depends on x."""
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        (x,) = inputs
+        ctx.save_for_backward(x.detach().clone())
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx, y):
+        return 3 * ctx.saved_tensors[0].detach() ** 2 * y
+
+    @staticmethod
+    def jvp(ctx, v):
+        return 3 * ctx.saved_tensors[0] ** 2 * v
+
+
 BACKBONES = [
     ("check_output", net(forward=lambda self, x, t, cond: Net.forward(self, x, t, cond)[:, :1]), "shape"),
     ("check_output", net(forward=lambda self, x, t, cond: Net.forward(self, x, t, cond).float()), "float32"),
@@ -375,6 +425,35 @@ BACKBONES = [
     ),
     ("check_gradients", variant(Dense, build=lambda self, data: Idle(data)), "does not use its parameter unused"),
     ("check_state", variant(Dense, build=lambda self, data: Hidden(data)), "one state dict"),
+    (
+        "check_device",
+        net(forward=lambda self, x, t, cond: Net.forward(self, x, t, cond) + torch.ones(x.shape)),
+        "fails where weights and inputs are on one device",
+    ),
+    ("check_device", net(forward=lambda self, x, t, cond: torch.zeros(x.shape)), "returned a tensor on cpu"),
+    ("check_compile", net(forward=broken_graph), "breaks the graph"),
+    ("check_compile", net(forward=changed_by_compilation), "compiled, against"),
+    (
+        "check_autocast",
+        net(forward=lambda self, x, t, cond: self.inner(x.flatten(1)).add(64).sub(64).view_as(x)),
+        "away from float32",
+    ),
+    (
+        "check_autocast",
+        net(forward=lambda self, x, t, cond: Net.forward(self, x, t, cond) + infinite_slope(self.inner(x.flatten(1)))),
+        "must be finite",
+    ),
+    ("check_second_order", net(forward=lambda self, x, t, cond: Once.apply(x)), "no second derivative"),
+    (
+        "check_second_order",
+        net(forward=lambda self, x, t, cond: Net.forward(self, x, t, cond) * x.detach().square()),
+        "forward mode",
+    ),
+    (
+        "check_second_order",
+        net(forward=lambda self, x, t, cond: Net.forward(self, x, t, cond) + Flat.apply(x)),
+        "along v",
+    ),
 ]
 
 

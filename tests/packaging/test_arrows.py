@@ -29,6 +29,10 @@ PYDANTIC = {"annotated-types", "pydantic", "pydantic-core"}
 """A spec is a pydantic model: these are part of core's interface, so a plugin has them from core."""
 
 
+BY_NAME = {"itoflow.attention": "itoflow-attention"}
+"""Modules of core that use components by name, and the distribution of these: declared by who imports the former."""
+
+
 class Import(NamedTuple):
     """One imported module, and whether importing the file imports it."""
 
@@ -86,11 +90,19 @@ def outside(found: Iterable[Import], package: str) -> list[Import]:
 
 
 def undeclared(found: Iterable[Import], package: str, declared: set[str]) -> list[Import]:
-    return [item for item in outside(found, package) if not owners(item.top) & declared]
+    missing = [item for item in outside(found, package) if not owners(item.top) & declared]
+    return missing + [item for item in by_name(found, package) if BY_NAME[item.module] not in declared]
 
 
 def unused(found: Iterable[Import], package: str, declared: set[str]) -> set[str]:
-    return declared - {name for item in outside(found, package) for name in owners(item.top)}
+    used = {name for item in outside(found, package) for name in owners(item.top)}
+    return declared - used - {BY_NAME[item.module] for item in by_name(found, package)}
+
+
+def by_name(found: Iterable[Import], package: str) -> list[Import]:
+    """Imports of such modules, but for those in core and in the distribution that has the components."""
+    others = [item for item in found if item.module in BY_NAME and package != "itoflow"]
+    return [item for item in others if package != BY_NAME[item.module].replace("-", "_")]
 
 
 def names(requirements: Iterable[str]) -> set[str]:
@@ -163,6 +175,15 @@ def test_finds_an_import_of_a_plugin(violating: list[Import]) -> None:
 def test_finds_an_undeclared_import(violating: list[Import]) -> None:
     assert [item.top for item in undeclared(violating, "itoflow_this", {"torch"})] == ["yaml", "itoflow_other"]
     assert not undeclared(violating, "itoflow_this", {"torch", "pyyaml", "itoflow-other"})
+
+
+def test_finds_components_that_are_used_by_name(tmp_path: Path) -> None:
+    (tmp_path / "network.py").write_text("from itoflow.attention import attention")
+    found = imports(tmp_path)
+    assert undeclared(found, "itoflow_this", {"itoflow"}) == found
+    assert not undeclared(found, "itoflow_this", {"itoflow", "itoflow-attention"})
+    assert not unused(found, "itoflow_this", {"itoflow", "itoflow-attention"})
+    assert not undeclared(found, "itoflow_attention", {"itoflow"})
 
 
 def test_finds_an_unused_dependency(violating: list[Import]) -> None:

@@ -11,7 +11,9 @@ from torch import nn
 from itoflow import DataSpec
 from itoflow_data import load_dataset
 from itoflow_train.ema import moving_average
-from itoflow_train.quality import Judge, at_levels, energy_distance, nearest
+from itoflow_train.quality import Judge, Quality, at_levels, energy_distance, nearest
+from itoflow_train.recipe import read
+from itoflow_train.report import table
 
 
 def test_energy_distance_of_two_points():
@@ -44,6 +46,22 @@ def test_nearest_finds_copies():
     train = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
     assert nearest(train[:10], train).max() < 1e-6
     assert nearest(train[:10] + 3, train).min() > 1
+
+
+def test_nearest_of_many_is_that_of_each():
+    x, y = (torch.randn(n, 2, generator=torch.Generator().manual_seed(n)) for n in (600, 40))
+    torch.testing.assert_close(nearest(x, y), torch.cdist(x.double(), y.double()).amin(1))
+
+
+def test_the_table_leaves_out_what_was_not_measured(recipe):
+    figures = {"floor": 0.1, "energy": 1.5, "copying": 1.0, "evaluations": 9, "samples_per_second": 3.0}
+    training = {"parameters": 1, "seconds": 1.0, "loss": 0.5}
+    without = table("toy", read(recipe), training, Quality(**figures))
+    assert "this model" in without
+    assert "Gaussian" not in without
+    assert "mixture of 10 Gaussians          2.30" in table(
+        "toy", read(recipe), training, Quality(**figures, gaussian=3.4, mixture=2.3)
+    )
 
 
 def test_judge_knows_digits():

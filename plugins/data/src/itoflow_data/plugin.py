@@ -21,6 +21,10 @@ def itoflow_datasets() -> list[Registration]:
             "Isotropic Gaussians in any dimension, with their exact density",
         ),
         Registration("digits", "itoflow_data.digits:Digits", "Handwritten digits of scikit-learn, (1, 8, 8)"),
+        Registration(
+            "fashion-mnist", "itoflow_data.fashion_mnist:FashionMNIST", "Clothing of ten kinds in grey, (1, 28, 28)"
+        ),
         Registration("array-file", "itoflow_data.arrays:ArrayFile", "Arrays of a .npy or .npz file"),
+        Registration("idx-files", "itoflow_data.idx:IdxFiles", "A folder of IDX files, as MNIST has them"),
         Registration("image-folder", "itoflow_data.images:ImageFolder", "A folder of images, sub-folders as classes"),
     ]

@@ -50,7 +50,8 @@ def at_levels(x: Tensor, data: DataSpec) -> Tensor:
 
 def nearest(x: Tensor, y: Tensor) -> Tensor:
     """The distance of each x (N, *S) to its nearest y (M, *S): (N,), data units."""
-    return torch.cdist(x.flatten(1).double(), y.flatten(1).double()).amin(1)
+    y = y.flatten(1).double()
+    return torch.cat([torch.cdist(part, y).amin(1) for part in x.flatten(1).double().split(256)])
 
 
 class Judge:
@@ -80,20 +81,20 @@ class Quality:
     Arguments:
         floor: energy distance of real data to real data, data units.
         energy: of the model's samples, over the floor.
-        gaussian, mixture: of samples from a full-covariance Gaussian, and from a mixture of ten, over the floor.
         copying: nearest-neighbour ratio.
         evaluations: of the network, per sample.
         samples_per_second: of the sampler.
+        gaussian, mixture: of samples from a full-covariance Gaussian, and from a mixture of ten, over the floor.
         judge_accuracy, agreement, worst_agreement: of the judge on test data, on all samples, in the worst class.
     """
 
     floor: float
     energy: float
-    gaussian: float
-    mixture: float
     copying: float
     evaluations: int
     samples_per_second: float
+    gaussian: float | None = None
+    mixture: float | None = None
     judge_accuracy: float | None = None
     agreement: float | None = None
     worst_agreement: float | None = None
@@ -141,12 +142,12 @@ def measure(
             None if labels is None else labels[torch.from_numpy(rng.permutation(len(train))[:size])]
         ] * options.sets
         sets = [draw(size, classes) for classes in asked]
-    distances = nearest(at_levels(torch.cat(sets), data), train.x).median() / nearest(test.x, train.x).median()
+    distances = nearest(at_levels(torch.cat(sets), data), train.x).median() / nearest(real, train.x).median()
     return Quality(
         floor=floor,
         energy=over_floor(sets),
-        gaussian=over_floor(_mixture_sets(train, size, options.sets, 1)),
-        mixture=over_floor(_mixture_sets(train, size, options.sets, 10)),
+        gaussian=over_floor(_mixture_sets(train, size, options.sets, 1)) if options.baselines else None,
+        mixture=over_floor(_mixture_sets(train, size, options.sets, 10)) if options.baselines else None,
         copying=float(distances),
         evaluations=evaluations,
         samples_per_second=samples_per_second,

@@ -74,6 +74,8 @@ class ReportOptions(Spec):
     """Number of generated sets whose distances are averaged."""
     floor_draws: Annotated[int, Ge(1)] = 200
     """Number of draws of training examples whose distances to the test examples are averaged."""
+    baselines: bool = True
+    """Compare a Gaussian and a mixture of ten, too; fitting them takes long for examples of many hundred values."""
     judge: bool = False
     """Judge class-conditional samples by a support-vector classifier."""
     judge_samples: Annotated[int, Ge(1)] = 1000

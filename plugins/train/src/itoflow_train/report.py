@@ -77,8 +77,14 @@ def table(name: str, recipe: Recipe, training: dict[str, Any], quality: Quality 
             "",
             "energy distance to the test data, over that of real data",
             _line("real data", "1.00", f"{recipe.report.floor_draws} draws of {size}, distance {quality.floor:.3g}"),
-            _line("Gaussian, full covariance", f"{quality.gaussian:.2f}"),
-            _line("mixture of 10 Gaussians", f"{quality.mixture:.2f}"),
+            *(
+                _line(label, f"{ratio:.2f}")
+                for label, ratio in (
+                    ("Gaussian, full covariance", quality.gaussian),
+                    ("mixture of 10 Gaussians", quality.mixture),
+                )
+                if ratio is not None
+            ),
             _line("this model", f"{quality.energy:.2f}", f"mean of {sets} sets of {size}"),
             "",
             _line("nearest training example", f"{quality.copying:.2f}", "of a test example's; copies would be near 0"),

@@ -1,0 +1,1 @@
+"""Diffusion transformers for itoflow: the networks of DiT and SiT."""

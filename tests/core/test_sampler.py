@@ -19,7 +19,8 @@ from itoflow import (
     Table,
     TableSampler,
 )
-from itoflow.sampler import custom_grid, run_table, time_grid
+from itoflow.loop import run_table
+from itoflow.sampler import custom_grid, time_grid
 from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared, gaussian, mixture, seeded
 from itoflow.testing.samplers import Watched
 

@@ -11,6 +11,15 @@ def itoflow_samplers() -> list[Registration]:
     return [
         Registration("euler", "itoflow_samplers.ode:Euler", "Euler on the probability-flow ODE"),
         Registration("heun", "itoflow_samplers.ode:Heun", "Heun on the probability-flow ODE, order 2 (EDM)"),
+        Registration("midpoint", "itoflow_samplers.ode:Midpoint", "Midpoint rule on the probability-flow ODE, order 2"),
+        Registration("rk4", "itoflow_samplers.ode:RK4", "Runge-Kutta of order 4 on the probability-flow ODE"),
+        Registration("adams", "itoflow_samplers.multistep:Adams", "Adams-Bashforth in velocity, noise, data or v"),
+        Registration(
+            "exponential-adams",
+            "itoflow_samplers.multistep:ExponentialAdams",
+            "Exponential Adams in noise, data or v, orders 1 to 4",
+        ),
+        Registration("deis", "itoflow_samplers.multistep:DEIS", "DEIS: noise as a polynomial in t or rho"),
         Registration("ddim", "itoflow_samplers.ddim:DDIM", "DDIM, deterministic to ancestral by eta"),
         Registration("ancestral", "itoflow_samplers.ddim:Ancestral", "Ancestral sampling (DDPM)"),
         Registration("euler-maruyama", "itoflow_samplers.sde:EulerMaruyama", "Euler-Maruyama on the reverse SDE"),

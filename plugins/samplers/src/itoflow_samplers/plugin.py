@@ -25,6 +25,11 @@ def itoflow_samplers() -> list[Registration]:
         Registration("euler-maruyama", "itoflow_samplers.sde:EulerMaruyama", "Euler-Maruyama on the reverse SDE"),
         Registration("reverse-diffusion", "itoflow_samplers.sde:ReverseDiffusion", "Reverse diffusion (score SDE)"),
         Registration(
+            "sde-dpm-solver++", "itoflow_samplers.sde_dpm_solver:SDEDPMSolver", "SDE-DPM-Solver++, orders 1 and 2"
+        ),
+        Registration("sa-solver", "itoflow_samplers.sa_solver:SASolver", "SA-Solver, stochastic Adams, orders 1 to 4"),
+        Registration("churn", "itoflow_samplers.churn:Churn", "Heun with churn (EDM)", aliases=("edm-churn",)),
+        Registration(
             "predictor-corrector",
             "itoflow_samplers.predictor_corrector:PredictorCorrector",
             "A predictor and Langevin corrector steps (score SDE)",

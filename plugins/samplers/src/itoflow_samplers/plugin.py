@@ -20,6 +20,12 @@ def itoflow_samplers() -> list[Registration]:
             "Exponential Adams in noise, data or v, orders 1 to 4",
         ),
         Registration("deis", "itoflow_samplers.multistep:DEIS", "DEIS: noise as a polynomial in t or rho"),
+        Registration(
+            "dpm-solver++",
+            "itoflow_samplers.dpm_solver:DPMSolver",
+            "DPM-Solver++, singlestep or multistep, order 2 or 3",
+        ),
+        Registration("unipc", "itoflow_samplers.unipc:UniPC", "UniPC, a predictor and a corrector for one evaluation"),
         Registration("ddim", "itoflow_samplers.ddim:DDIM", "DDIM, deterministic to ancestral by eta"),
         Registration("ancestral", "itoflow_samplers.ddim:Ancestral", "Ancestral sampling (DDPM)"),
         Registration("euler-maruyama", "itoflow_samplers.sde:EulerMaruyama", "Euler-Maruyama on the reverse SDE"),
@@ -28,6 +34,9 @@ def itoflow_samplers() -> list[Registration]:
             "sde-dpm-solver++", "itoflow_samplers.sde_dpm_solver:SDEDPMSolver", "SDE-DPM-Solver++, orders 1 and 2"
         ),
         Registration("sa-solver", "itoflow_samplers.sa_solver:SASolver", "SA-Solver, stochastic Adams, orders 1 to 4"),
+        Registration(
+            "stochastic-adams", "itoflow_samplers.sa_solver:StochasticAdams", "Stochastic Adams in v, orders 1 to 4"
+        ),
         Registration("churn", "itoflow_samplers.churn:Churn", "Heun with churn (EDM)", aliases=("edm-churn",)),
         Registration(
             "predictor-corrector",

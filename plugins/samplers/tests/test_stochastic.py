@@ -16,17 +16,17 @@ from itoflow.testing.problems import Exploding, Preserving, Straight, gaussian, 
 from itoflow.testing.samplers import Watched
 from itoflow_samplers.churn import Churn
 from itoflow_samplers.ddim import Ancestral
-from itoflow_samplers.sa_solver import SASolver
+from itoflow_samplers.frames import points
+from itoflow_samplers.sa_solver import SASolver, StochasticAdams
 from itoflow_samplers.sde import EulerMaruyama, ReverseDiffusion
 from itoflow_samplers.sde_dpm_solver import SDEDPMSolver
-from itoflow_samplers.stochastic import ExactStep
-from itoflow_samplers.transitions import transitions
+from itoflow_samplers.stochastic import LogSNRStep
 
 PATHS = [Preserving(), Exploding()]
 ORDERS = [(1, 0, 1.0), (3, 0, 0.5), (2, 2, 1.0), (3, 3, 0.7), (4, 1, 1.0)]
-STRONG = [SDEDPMSolver(), SASolver(), SASolver(corrector=0), SASolver(denoise=False)]
+STRONG = [SDEDPMSolver(), SASolver(), StochasticAdams(), SASolver(corrector=0), SASolver(denoise=False)]
 EXACT = [SDEDPMSolver(order=1, steps=9), SDEDPMSolver(steps=9), SASolver(corrector=0)]
-NOISY = [EulerMaruyama(), ReverseDiffusion(), Ancestral(), SDEDPMSolver(), SASolver()]
+NOISY = [EulerMaruyama(), ReverseDiffusion(), Ancestral(), SDEDPMSolver(), SASolver(), StochasticAdams()]
 SPLIT = [SDEDPMSolver(), SASolver(), Churn(s_churn=5.0), Ancestral()]
 STRENGTHS = [0.0, 0.5, 1.0, 1.7]
 
@@ -120,6 +120,68 @@ def test_sa_solver(process, order, corrector, strength, variable):
     torch.testing.assert_close(sampler(oracle, x, generator=seeded(7)), x0s[0], rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("process", [*PATHS, Straight(t_min=0.05)], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("k", STRENGTHS)
+def test_stochastic_adams_is_exact_for_gaussian_data(process, k):
+    """Data N(0, c^2): mean and variance of x_s | x_t follow from the joint law, any step; F drops out.
+
+    The joint law: x_t and x_s of the strength-k SDE have correlation r, for k = 1 alpha_t n_s / (alpha_s n_t).
+    """
+    c = 0.6
+    oracle = GaussianOracle(process, torch.zeros(1, dtype=torch.float64), c**2)
+    x = oracle.sample(7, 1.0, generator=seeded(0))
+    sampler = StochasticAdams(steps=1, denoise=False, data_std=c, strength=k, corrector=0, grid=(1.0, 0.3))
+    (_, a_t, s_t, _), (_, a_s, s_s, _) = levels(process, (1.0, 0.3))
+    row = sampler.table(process).rows[0]
+    n_t, n_s = math.hypot(s_t, c * a_t), math.hypot(s_s, c * a_s)
+    if k == 1.0:
+        assert row.a == pytest.approx(a_t * n_s**2 / (a_s * n_t**2), rel=1e-9, abs=1e-15)
+    assert (row.a * n_t) ** 2 + row.c**2 == pytest.approx(n_s**2, rel=1e-9)
+    h = getattr(oracle(x, at(1.0)), row.out) + row.f * x
+    torch.testing.assert_close(row.b[0] * h, torch.zeros_like(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", PATHS, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(("order", "corrector", "strength"), ORDERS)
+def test_stochastic_adams(process, order, corrector, strength):
+    """Equation (3) with F from x0 and eps as they are defined, and weights by Simpson's rule."""
+    oracle, k, c = mixture(process), strength, 0.8
+    sampler = StochasticAdams(steps=8, order=order, corrector=corrector, strength=k, data_std=c, grid="log-snr")
+    x = u = oracle.sample(5, 1.0, generator=seeded(0))
+    times, _ = sampler.times(process)
+    knots, generator = levels(process, times), seeded(7)
+
+    def force(u, t, alpha, sigma):
+        p, n = oracle(u, at(t)), math.hypot(sigma, c * alpha)
+        return (sigma * p.x0 - c**2 * alpha * p.eps) / (c * n)
+
+    def integral(values, places, low, high):
+        theta = torch.linspace(low, high, 20_001, dtype=torch.float64)
+        simpson = torch.ones(20_001, dtype=torch.float64)
+        simpson[1:-1:2], simpson[2:-1:2] = 4, 2
+        density = (1 + k**2) * (theta.cos() / math.cos(low)) ** (k**2) * simpson * (high - low) / 60_000
+        total = 0
+        for j, value in enumerate(values):
+            basis = torch.ones_like(theta)
+            for i, place in enumerate(places[: len(values)]):
+                if i != j:
+                    basis = basis * (theta - place) / (places[j] - place)
+            total = total + float((basis * density).sum()) * value
+        return total
+
+    forces, places = [force(u, *knots[0][:3])], [math.atan(knots[0][2] / knots[0][1] / c)]
+    for (_, a0, s0, _), (t1, a1, s1, _) in pairwise(knots):
+        high, low = math.atan(s0 / a0 / c), math.atan(s1 / a1 / c)
+        n0, n1, r = math.hypot(s0, c * a0), math.hypot(s1, c * a1), (math.cos(high) / math.cos(low)) ** (k**2)
+        moved = n1 * (r * u / n0 + math.sqrt(1 - r**2) * normal_like(u, generator))
+        u = moved + n1 * integral(forces[:order], places, low, high)
+        end = oracle(u, at(t1)).x0
+        forces, places = [force(u, t1, a1, s1), *forces], [low, *places]
+        if corrector:
+            u = moved + n1 * integral(forces[:corrector], places, low, high)
+    torch.testing.assert_close(sampler(oracle, x, generator=seeded(7)), end, rtol=1e-7, atol=1e-7)
+
+
 def churned(process, oracle, x, sampler, generator):
     """Algorithm 2 in y = x / alpha and s = sigma / alpha, with the last step to s = 0."""
     times, _ = sampler.times(process)
@@ -158,13 +220,14 @@ def test_churn_is_algorithm_2_of_edm(process, options):
 @pytest.mark.parametrize("k", STRENGTHS)
 def test_the_exact_step_keeps_every_marginal(process, k):
     """With x0 known, mean alpha_1 x0 and variance sigma_1^2 follow from those before, for every strength."""
-    for step in transitions(process, (1.0, 0.8, 0.79, 0.2, 0.05)):
-        exact = ExactStep(step, k)
-        assert exact.kept * step.alpha_t + exact.gain * step.alpha_s == pytest.approx(step.alpha_s, rel=1e-12)
-        assert (exact.kept * step.sigma_t) ** 2 + exact.std**2 == pytest.approx(step.sigma_s**2, rel=1e-12)
-        known = [exact.start] if math.isinf(exact.start) else [exact.start, exact.start - 0.5, exact.start - 1.1]
+    for now, after in pairwise(points(process, (1.0, 0.8, 0.79, 0.2, 0.05))):
+        exact = LogSNRStep(now, after, k)
+        assert exact.kept * now.alpha + exact.gain * after.alpha == pytest.approx(after.alpha, rel=1e-12)
+        assert (exact.kept * now.sigma) ** 2 + exact.std**2 == pytest.approx(after.sigma**2, rel=1e-12)
         for variable in ("log-snr", "angle"):
-            assert sum(exact.weights(known, variable)) == pytest.approx(step.alpha_s * exact.gain, rel=1e-9)
+            known = points(process, (now.t,) if now.alpha == 0 else (now.t, 0.9, 0.85))
+            weights = LogSNRStep(now, after, k, variable).weights(known)
+            assert sum(weights) == pytest.approx(after.alpha * exact.gain, rel=1e-9)
 
 
 @pytest.mark.parametrize("process", [*PATHS, Straight()], ids=lambda p: type(p).__name__)

@@ -14,13 +14,14 @@ References:
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Annotated
 
 from annotated_types import Ge, Le
 
 from itoflow import ProcessSpec, Row, Table
-from itoflow_samplers.stochastic import StrongSampler
-from itoflow_samplers.transitions import transitions
+from itoflow_samplers.frames import points
+from itoflow_samplers.stochastic import LogSNRStep, StrongSampler
 
 
 class SDEDPMSolver(StrongSampler):
@@ -34,11 +35,11 @@ class SDEDPMSolver(StrongSampler):
         order = self.order or 2
         times, ending = self.times(process)
         rows, previous = [], math.inf
-        for transition in transitions(process, times):
-            step = self.step(transition)
-            weight = transition.alpha_s * step.gain
+        for now, after in pairwise(points(process, times)):
+            step = LogSNRStep(now, after, self.strength)
+            weight = after.alpha * step.gain
             half = step.h / (2 * previous) if order == 2 and math.isfinite(step.h) else 0.0
             b = (weight * (1 + half), -weight * half) if half else (weight,)
-            rows.append(Row(transition.t, out="x0", a=step.kept, b=b, c=step.std, clock=self.stretch(step)))
+            rows.append(Row(now.t, out="x0", a=step.kept, b=b, c=step.std, clock=self.stretch(step)))
             previous = step.h
         return Table((*rows, *ending))

@@ -6,35 +6,46 @@ l = log(alpha / sigma), h = l_1 - l_0, m = 1 + k^2 the step is
     x_1 = (sigma_1/sigma_0) e^(-k^2 h) x_0 + alpha_1 int m e^(-m (l_1 - l)) x0 dl
           + sigma_1 sqrt(1 - e^(-2 k^2 h)) z.                                                  (1)
 
-It is finite at both ends of time: with no signal left at the start (l_0 = -inf) and k > 0, nothing is kept of x_0. The
-noise is an increment of a Brownian motion in the clock (alpha / sigma)^(2 k^2), divided by its standard deviation, so
-that two steps with their own noise are one step with the sum, and a path stays itself when the steps change.
-
-With x0 replaced by a polynomial through the last estimates, (1) gives one coefficient for each:
+It is finite at both ends of time: with no signal left at the start (l_0 = -inf) and k > 0, nothing is kept of x_0. With
+x0 a polynomial through the last estimates, (1) gives one coefficient for each,
 
     w_j = alpha_1 int m e^(-m (l_1 - l)) L_j(v(l)) dl,                                         (2)
 
-L_j the Lagrange polynomial in a variable v: l itself, or theta = arctan(sigma / alpha), which is finite at both ends.
+L_j the Lagrange polynomial in a variable v: l itself, or arctan(sigma / alpha), which is finite at both ends.
+
+The same step in the frame v, x = n y with n^2 = sigma^2 + c^2 alpha^2, theta = arctan(sigma / (c alpha)) and
+F = (sigma x0 - c^2 alpha eps) / (c n): there the score is -x/n^2 + alpha c F / (sigma n), so that
+dy = m F dw - y dM + sqrt(2 dM) dW with w = -theta and M = k^2 log cos theta, and
+
+    y_1 = r y_0 + m int (cos theta / cos theta_1)^(k^2) F dtheta + sqrt(1 - r^2) z,
+    r = (cos theta_0 / cos theta_1)^(k^2).                                                     (3)
+
+For Gaussian data of standard deviation c, F = 0 and (3) is the exact transition, whatever the step.
+
+The noise of (1) and of (3) is an increment of a Brownian motion in the clocks (alpha / sigma)^(2 k^2) and
+cos(theta)^(2 k^2), divided by its standard deviation: two steps with their own noise are one step with the sum, so
+that a path stays itself when the steps change.
 
 References:
     SA-Solver (Xue et al., 2023), https://arxiv.org/abs/2309.05019, proposition 4.2 for (1), equation 14 for (2).
-    SDE-DPM-Solver++ (Lu et al., 2022), https://arxiv.org/abs/2211.01095, appendix A, for k = 1.
+    DPM-Solver++ (Lu et al., 2022), https://arxiv.org/abs/2211.01095, appendix A, for (1) at k = 1.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from annotated_types import Ge, Le
 from pydantic import model_validator
+from torch import Tensor
 
 from itoflow import GaussianProcess, TableSampler
 from itoflow.process import ALPHA_ZERO
-from itoflow_samplers.frames import _gauss_legendre
-from itoflow_samplers.transitions import Transition
+from itoflow_samplers.frames import Frame, Point, _gauss_legendre
 
 NoiseName = Literal["independent", "brownian"]
 Variable = Literal["angle", "log-snr"]
@@ -56,10 +67,10 @@ class StochasticSampler(TableSampler):
 
 
 class StrongSampler(StochasticSampler):
-    """A stochastic sampler that takes the exact step (1) with any strength."""
+    """A stochastic sampler that takes an exact step with any strength."""
 
     order: Annotated[int, Ge(1), Le(4)] | None = None
-    """How many estimates of x0 a step uses; None is as many as the method does best with, and as there are steps."""
+    """How many estimates a step uses; None is as many as the method does best with, and as there are steps."""
     strength: Annotated[float, Ge(0), Le(5)] = 1.0
     """k, the diffusion as a multiple of g: 1 is the reverse SDE, 0 the probability-flow ODE."""
 
@@ -69,72 +80,101 @@ class StrongSampler(StochasticSampler):
             raise ValueError(f"order = {self.order} needs at least as many steps. Given: steps = {self.steps}")
         return self
 
-    def step(self, transition: Transition) -> ExactStep:
-        """The exact step with this strength."""
-        return ExactStep(transition, self.strength)
-
     def stretch(self, step: ExactStep) -> tuple[float, float] | None:
         """The clock of a step."""
-        return self.clock(*step.clock) if self.strength else None
+        return self.clock(*step.clock) if step.std else None
 
 
-class ExactStep:
-    """Equation (1) from t to s < t.
+class ExactStep(ABC):
+    """A step with what the network predicts as a polynomial through known values.
 
     Attributes:
         kept: what multiplies x_0.
-        gain: 1 - e^(-m h); alpha_1 times it is the sum of all w_j.
         std: of the noise.
-        h: l_1 - l_0, infinite from a start without signal.
-        start, end: l_0 and l_1.
+        clock: of the noise, at both ends.
     """
 
-    def __init__(self, transition: Transition, strength: float) -> None:
-        self.transition, self.k2 = transition, strength**2
-        self.start = half_log_snr(transition.alpha_t, transition.sigma_t)
-        self.end = half_log_snr(transition.alpha_s, transition.sigma_s)
+    kept: float
+    std: float
+    clock: tuple[float, float]
+
+    @abstractmethod
+    def weights(self, known: Sequence[Point]) -> tuple[float, ...]:
+        """What multiplies the values known at these points, in their order."""
+
+
+class LogSNRStep(ExactStep):
+    """Equations (1) and (2).
+
+    Attributes:
+        h: l_1 - l_0, infinite from a start without signal.
+        gain: 1 - e^(-m h); alpha_1 times it is the sum of all w_j.
+    """
+
+    def __init__(self, start: Point, end: Point, strength: float, variable: Variable = "log-snr") -> None:
+        k2 = strength**2
+        self.m, self.variable, self.alpha = 1 + k2, variable, end.alpha
+        self.start, self.end = half_log_snr(start), half_log_snr(end)
         self.h = self.end - self.start
-        self.kept = transition.sigma_s / transition.sigma_t * (math.exp(-self.k2 * self.h) if self.k2 else 1.0)
-        self.gain = -math.expm1(-(1 + self.k2) * self.h)
-        self.std = transition.sigma_s * math.sqrt(-math.expm1(-2 * self.k2 * self.h)) if self.k2 else 0.0
+        self.kept = end.sigma / start.sigma * (math.exp(-k2 * self.h) if k2 else 1.0)
+        self.gain = -math.expm1(-self.m * self.h)
+        self.std = end.sigma * math.sqrt(-math.expm1(-2 * k2 * self.h)) if k2 else 0.0
+        self.clock = math.exp(2 * k2 * self.start), math.exp(2 * k2 * self.end)
 
-    @property
-    def clock(self) -> tuple[float, float]:
-        """(alpha / sigma)^(2 k^2) at both ends."""
-        return math.exp(2 * self.k2 * self.start), math.exp(2 * self.k2 * self.end)
-
-    def weights(self, known: Sequence[float], variable: Variable = "log-snr") -> tuple[float, ...]:
-        """w_j of equation (2) for x0 known at the half log-SNRs given, in their order.
-
-        Those where no signal was left (-inf) get no weight in the variable `log-snr`, unless there is no other.
-        """
-        use = [value for value in known if variable == "angle" or value > -math.inf]
+    def weights(self, known: Sequence[Point]) -> tuple[float, ...]:
+        """w_j of x0; in the variable `log-snr`, points without signal get none unless there is no other."""
+        ls = [half_log_snr(at) for at in known]
+        use = [j for j, value in enumerate(ls) if self.variable == "angle" or value > -math.inf]
         if len(use) <= 1:
-            only = known.index(use[0]) if use else 0
-            return tuple(self.transition.alpha_s * self.gain if j == only else 0.0 for j in range(len(known)))
-        m = 1 + self.k2
-        start = max(self.start, self.end - _DECAYED / m)
-        nodes, measure = _gauss_legendre()
-        half_log_snrs = (start + self.end) / 2 + (self.end - start) / 2 * nodes
-        density = m * torch.exp(-m * (self.end - half_log_snrs)) * measure * (self.end - start) / 2
-        at, places = _in(variable, half_log_snrs), _in(variable, torch.tensor(use, dtype=torch.float64))
-        found = {
-            value: float((density * _lagrange(at, places, j)).sum()) * self.transition.alpha_s
-            for j, value in enumerate(use)
-        }
-        return tuple(found.get(value, 0.0) for value in known)
+            only = use[0] if use else 0
+            return tuple(self.alpha * self.gain if j == only else 0.0 for j in range(len(known)))
+        nodes, measure = _between(max(self.start, self.end - _DECAYED / self.m), self.end)
+        density = self.alpha * self.m * torch.exp(-self.m * (self.end - nodes)) * measure
+        place = torch.tensor([ls[j] for j in use], dtype=torch.float64)
+        if self.variable == "angle":
+            nodes, place = torch.atan(torch.exp(-nodes)), torch.atan(torch.exp(-place))
+        found = dict(zip(use, _integrals(density, nodes, place), strict=True))
+        return tuple(found.get(j, 0.0) for j in range(len(known)))
 
 
-def half_log_snr(alpha: float, sigma: float) -> float:
+class AngleStep(ExactStep):
+    """Equation (3)."""
+
+    def __init__(self, start: Point, end: Point, strength: float, c: float) -> None:
+        self.k2, self.frame = strength**2, Frame("v", c)
+        self.n = self.frame.scale(end)
+        self.thetas = -self.frame.w(start), -self.frame.w(end)
+        now, after = (c * at.alpha / self.frame.scale(at) for at in (start, end))  # cos theta
+        self.after = after
+        r = (now / after) ** self.k2
+        self.kept = self.n / self.frame.scale(start) * r
+        self.std = self.n * math.sqrt(max(1 - r**2, 0.0)) if self.k2 else 0.0
+        self.clock = now ** (2 * self.k2), after ** (2 * self.k2)
+
+    def weights(self, known: Sequence[Point]) -> tuple[float, ...]:
+        """What multiplies F / unit of the frame."""
+        theta, measure = _between(self.thetas[1], self.thetas[0])
+        density = self.n * (1 + self.k2) * (theta.cos() / self.after).clamp(min=0) ** self.k2 * measure
+        place = torch.tensor([-self.frame.w(at) for at in known], dtype=torch.float64)
+        integrals = _integrals(density, theta, place)
+        return tuple(w * self.frame.call(at)[2] for w, at in zip(integrals, known, strict=True))
+
+
+def half_log_snr(at: Point) -> float:
     """log(alpha / sigma), -inf where no signal is left."""
-    return math.log(alpha / sigma) if alpha > ALPHA_ZERO else -math.inf
+    return math.log(at.alpha / at.sigma) if at.alpha > ALPHA_ZERO else -math.inf
 
 
-def _in(variable: Variable, value: torch.Tensor) -> torch.Tensor:
-    return torch.atan(torch.exp(-value)) if variable == "angle" else value
+def _between(low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Legendre quadrature."""
+    x, measure = _gauss_legendre()
+    return (low + high) / 2 + (high - low) / 2 * x, measure * (high - low) / 2
 
 
-def _lagrange(at: torch.Tensor, places: torch.Tensor, j: int) -> torch.Tensor:
-    others = torch.cat([places[:j], places[j + 1 :]])
-    ratios: torch.Tensor = (at[:, None] - others) / (places[j] - others)
-    return ratios.prod(1)
+def _integrals(density: Tensor, at: Tensor, places: Tensor) -> list[float]:
+    """Of each Lagrange polynomial of the places, times the density."""
+    found = []
+    for j in range(len(places)):
+        others = torch.cat([places[:j], places[j + 1 :]])
+        found.append(float((((at[:, None] - others) / (places[j] - others)).prod(1) * density).sum()))
+    return found

@@ -89,6 +89,8 @@ class TableSampler(Sampler):
     """Time grid: the process's own (`auto`), a named one, or the times themselves, decreasing."""
     rho: Annotated[float, Gt(0)] = 7.0
     """Exponent of the grid `karras`."""
+    data_std: Annotated[float, Gt(0)] = 1.0
+    """Standard deviation of the data, data units; the scale of the grid `optimal`."""
     denoise: bool = True
     """End with x0 of the last call, which removes the noise that is left at t_min."""
 
@@ -100,14 +102,15 @@ class TableSampler(Sampler):
         """The times of the steps, from t_max downwards, and the rows that end the run.
 
         `steps` steps in all. With denoising, and wherever sigma(t_min) = 0, the last one goes from the last time to
-        the data by the x0 row, and the times before it give steps - 1 steps. Without, the times end at t_min and the
-        ending is empty.
+        the data by the x0 row, and the times before it give steps - 1 steps. They end at t_min if that has noise to
+        remove, for the grid `optimal` at the last of its calls. Without, they end at t_min, and the ending is empty.
         """
         gaussian = isinstance(process, GaussianProcess)
         clean = isinstance(process, GaussianProcess) and float(process.ends()[0].sigma) == 0
-        knots = self.steps + (0 if self.denoise and gaussian and not clean else 1)
+        open_end = gaussian and (clean or (self.denoise and self.grid == "optimal"))
+        knots = self.steps + (0 if self.denoise and gaussian and not open_end else 1)
         times = self._grid(process, knots)
-        if clean:
+        if open_end:
             times = times[:-1]
         if gaussian and (self.denoise or clean):
             return times, (Row(t=times[-1], out="x0", a=0.0, b=(1.0,)),)
@@ -116,7 +119,8 @@ class TableSampler(Sampler):
     def _grid(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
         if isinstance(self.grid, tuple):
             return custom_grid(process, self.grid, knots)
-        return time_grid(process, process.grid if self.grid == "auto" else self.grid, knots, rho=self.rho)
+        grid = process.grid if self.grid == "auto" else self.grid
+        return time_grid(process, grid, knots, rho=self.rho, data_std=self.data_std)
 
     @torch.no_grad()
     def __call__(

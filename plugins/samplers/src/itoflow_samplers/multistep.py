@@ -25,7 +25,7 @@ from abc import abstractmethod
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from pydantic import model_validator
 
 from itoflow import GaussianProcess, IncompatibleError, ProcessSpec, Row, Table, TableSampler
@@ -119,8 +119,6 @@ class Adams(Multistep):
 
     predict: FrameName = "velocity"
     """What F is."""
-    data_std: Annotated[float, Gt(0)] = 1.0
-    """Standard deviation of the data, c of the frame `v`, data units."""
 
     @property
     def frame(self) -> Frame:
@@ -146,8 +144,6 @@ class ExponentialAdams(Multistep):
     """What F is."""
     variable: Literal["log-snr", "angle", "asinh", "time"] = "asinh"
     """What F is a polynomial in; `angle` and `time` are finite where no signal is left."""
-    data_std: Annotated[float, Gt(0)] = 1.0
-    """Standard deviation of the data, c of the frame `v` and of the variables, data units."""
 
     @property
     def frame(self) -> Frame:

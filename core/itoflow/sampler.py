@@ -138,7 +138,7 @@ class TableSampler(Sampler):
         return run_table(table, field, x, cond, generator=generator, callback=callback, name=type(self).__name__)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def _tabulated(sampler: TableSampler, process: ProcessSpec) -> Table:
     """Tables are data that depend on options alone, and a model draws many batches by the same one."""
     return sampler.table(process)

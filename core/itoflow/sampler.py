@@ -26,6 +26,9 @@ from itoflow.process import GaussianProcess, GridName, ProcessSpec
 from itoflow.spec import Spec
 from itoflow.table import Row, Table
 
+GridOption = Literal["auto"] | GridName | tuple[float, ...]
+"""The process's own grid (`auto`), a named one, or the times themselves, decreasing."""
+
 
 class Sampler(Spec, ABC):
     """Options of a sampler; called, it carries x from t_max to data.
@@ -85,7 +88,7 @@ class TableSampler(Sampler):
 
     steps: Annotated[int, Ge(1)] = 50
     """Number of time steps."""
-    grid: Literal["auto"] | GridName | tuple[float, ...] = "auto"
+    grid: GridOption = "auto"
     """Time grid: the process's own (`auto`), a named one, or the times themselves, decreasing."""
     rho: Annotated[float, Gt(0)] = 7.0
     """Exponent of the grid `karras`."""

@@ -41,6 +41,14 @@ def test_no_sampler_at_all(toy: ModuleType) -> None:
     assert bare.sample(2, sampler="euler").shape == (2, 3)
 
 
+def test_a_model_without_a_sampler_draws_by_the_default_one(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("itoflow.model.DEFAULT_SAMPLER", "euler")
+    bare = itoflow.compose(process="decay", objective="denoise", backbone="linear", data=(3,))
+    drawn = [bare.sample(2, sampler=name, steps=3, generator=seeded(0)[0]) for name in (None, "euler")]
+    assert torch.equal(*drawn)
+    assert bare.recipe["sampler"] is None
+
+
 def test_an_unknown_sampler(model: GenerativeModel) -> None:
     with pytest.raises(UnknownComponentError, match=r"Did you mean 'euler'\?"):
         model.sample(2, sampler="euller")

@@ -42,8 +42,8 @@ from itoflow.field import Member
 from itoflow.process import ALPHA_ZERO
 
 FrameName = Literal["velocity", "noise", "data", "v"]
-Variable = Literal["own", "time", "log-snr", "angle", "asinh"]
-"""phi of (5): the frame's own w, t, -log s, arctan(s/c), asinh(s/c)."""
+Variable = Literal["own", "time", "log-snr", "angle", "asinh", "bounded"]
+"""phi of (5): the frame's own w, t, -log s, arctan(s/c), asinh(s/c), asinh(1 / (a (c/s + 1/b)))."""
 
 _NODES = 48
 """Gauss-Legendre nodes of (5), exact for polynomials of degree 95."""
@@ -77,11 +77,13 @@ class Frame:
 
     Arguments:
         name: which.
-        c: the constant of (4), data units.
+        c: the constant of (4) and of the variables, data units.
+        bend: (a, b) of the variable `bounded`, which is like log s between a c and b c, and finite at both ends.
     """
 
     name: FrameName
     c: float = 1.0
+    bend: tuple[float, float] = (0.3, 2.0)
 
     def scale(self, at: Point) -> float:
         """n."""
@@ -178,6 +180,9 @@ class Frame:
                 return math.atan2(at.sigma, self.c * at.alpha)
             case "asinh":
                 return math.asinh(at.s / self.c)
+            case "bounded":
+                a, b = self.bend
+                return math.asinh(at.sigma / (a * (self.c * at.alpha + at.sigma / b)))
 
     def _density(self, variable: Variable, phi: Tensor, process: ProcessSpec) -> Tensor:
         """dw/dphi: with W = alpha sigma' - sigma alpha', W/alpha^2, -W/sigma^2 and -c W/(sigma^2 + c^2 alpha^2)."""
@@ -194,6 +199,9 @@ class Frame:
                 alpha, sigma, wronskian = phi.cos(), c * phi.sin(), c * one
             case "asinh":
                 alpha, sigma, wronskian = one, c * phi.sinh(), c * phi.cosh()
+            case "bounded":
+                a, b = self.bend
+                alpha, sigma, wronskian = 1 - a * phi.sinh() / b, c * a * phi.sinh(), c * a * phi.cosh()
         match self.name:
             case "noise":
                 return wronskian / alpha.square()

@@ -136,14 +136,14 @@ class Adams(Multistep):
 
 
 class ExponentialAdams(Multistep):
-    """(1) in noise, data or v, exact but for F, which is a polynomial in log-SNR, an angle, asinh or t."""
+    """(1) in noise, data or v, exact but for F, which is a polynomial in log-SNR, t, or a variable between."""
 
     requires: ClassVar[type] = GaussianProcess
 
     predict: Literal["noise", "data", "v"] = "v"
     """What F is."""
-    variable: Literal["log-snr", "angle", "asinh", "time"] = "asinh"
-    """What F is a polynomial in; `angle` and `time` are finite where no signal is left."""
+    variable: Literal["log-snr", "angle", "asinh", "bounded", "time"] = "bounded"
+    """What F is a polynomial in; `angle`, `bounded` and `time` are finite where no signal is left."""
 
     @property
     def frame(self) -> Frame:

@@ -9,6 +9,9 @@ from itoflow import Registration, hookimpl
 def itoflow_samplers() -> list[Registration]:
     """Deterministic samplers run the probability-flow ODE, the others the reverse SDE."""
     return [
+        Registration(
+            "auto", "itoflow_samplers.auto:Auto", "The default: times and coefficients for the evaluations given"
+        ),
         Registration("euler", "itoflow_samplers.ode:Euler", "Euler on the probability-flow ODE"),
         Registration("heun", "itoflow_samplers.ode:Heun", "Heun on the probability-flow ODE, order 2 (EDM)"),
         Registration("midpoint", "itoflow_samplers.ode:Midpoint", "Midpoint rule on the probability-flow ODE, order 2"),

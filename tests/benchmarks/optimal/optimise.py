@@ -14,7 +14,7 @@ are theta, delta, c and S. Adam lowers, averaged over the family and over the st
 Over a third of the points start near a boundary between modes: endpoints alone let errors on the way cancel at the
 end, and these points do not forgive them.
 
-    python optimise.py 6,10,18 --seconds 60      adds to (or replaces in) optimal.json beside this file
+    python optimise.py 6,10,18 --seconds 60      improves, or adds to, the files of core and itoflow-samplers
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ torch.set_num_threads(1)
 ORDER, DEPTH, NODES = 4, 5, 24
 STARTS = {"80": math.atan(80.0), "inf": math.pi / 2}
 WEIGHT = 0.6
-FILE = Path(__file__).with_name("optimal.json")
+ROOT = Path(__file__).parents[3]
+TIMES = ROOT / "core/itoflow/optimal.json"
+COEFFICIENTS = ROOT / "plugins/samplers/src/itoflow_samplers/auto.json"
 
 
 def flow(target: Mixture, x: Tensor, theta: float, steps: int = 500) -> Tensor:
@@ -221,6 +223,26 @@ def optimise(n: int, entry: dict[str, Any], made: list[Any], seconds: float) -> 
     return pack(*(p.detach() for p in (steps, deltas, log_c.exp(), log_S.exp())))
 
 
+def load() -> dict[int, dict[str, Any]]:
+    """What the packages hold."""
+    times, rest = (json.loads(path.read_text(encoding="utf-8")) for path in (TIMES, COEFFICIENTS))
+    return {int(n): {"w": w, "phi": rest[n]["bend"], "delta": rest[n]["delta"]} for n, w in times.items()}
+
+
+def store(entries: dict[int, dict[str, Any]]) -> None:
+    """One line for each number of evaluations, eight significant digits."""
+
+    def rounded(value: Any) -> Any:
+        return [rounded(v) for v in value] if isinstance(value, list) else float(f"{value:.8g}")
+
+    def write(path: Path, values: dict[int, Any]) -> None:
+        lines = ",\n".join(f'"{n}": {json.dumps(value)}' for n, value in sorted(values.items()))
+        path.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+    write(TIMES, {n: rounded(e["w"]) for n, e in entries.items()})
+    write(COEFFICIENTS, {n: {"bend": rounded(e["phi"]), "delta": rounded(e["delta"])} for n, e in entries.items()})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("evaluations")
@@ -228,22 +250,20 @@ def main() -> None:
     options = parser.parse_args()
     made, judged = problems(training(), 256, near=96), problems(held_out(), 320)
     for n in map(int, options.evaluations.split(",")):
-        stored = json.loads(FILE.read_text()) if FILE.exists() else {}
-        near = [m for m in map(int, stored) if m >= 8 and m != n]
+        stored = load()
+        near = [m for m in stored if m >= 8 and m != n]
         starts = [even(n, last, 0.2, S) for last in (0.4, 0.2, 0.1, 0.05, 0.03) for S in (1.5, 4.0)]
         if n > 8 and near:
-            starts.append(stretched(stored[str(min(near, key=lambda m: abs(math.log(m / n))))], n))
-        if str(n) in stored:
-            starts = [stored[str(n)]]
+            starts.append(stretched(stored[min(near, key=lambda m: abs(math.log(m / n)))], n))
+        if n in stored:
+            starts = [stored[n]]
         entry = min(starts, key=lambda e: float(summary(e, made[::5]).split()[0]))
         before = summary(entry, judged)
         entry = optimise(n, entry, made, options.seconds * (1 + n / 32))
         print(
             n, "held-out before", before, "after", summary(entry, judged), "training", summary(entry, made), flush=True
         )
-        stored = json.loads(FILE.read_text()) if FILE.exists() else {}
-        stored[str(n)] = entry
-        FILE.write_text(json.dumps(dict(sorted(stored.items(), key=lambda item: int(item[0]))), indent=0))
+        store({**load(), n: entry})
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def runge_kutta_rows(process: ProcessSpec, frame: Frame, now: Point, after: Poin
     """Equation (1) in a frame from `now` to `after`: one row a stage, the last of which moves the state."""
     w, h = frame.w(now), frame.w(after) - frame.w(now)
     inner = [frame.time(w + c * h, process) if 0 < c < 1 else 0.0 for c in tableau.c]
-    between = points(process, inner)
+    between = [Point(t) for t in inner] if frame.name == "velocity" else points(process, inner)
     stages = [{0.0: now, 1.0: after}.get(c, at) for c, at in zip(tableau.c, between, strict=True)]
     calls, rows = [frame.call(at) for at in stages], list[Row]()
     for i, (at, inputs, (out, f, _)) in enumerate(zip(stages, tableau.a, calls, strict=True)):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from itoflow import registry
 from itoflow.backbone import Backbone, DataSpec
+from itoflow.callbacks import Progress, together
 from itoflow.errors import (
     IncompatibleError,
     InputError,
@@ -104,6 +105,7 @@ class GenerativeModel(nn.Module):
         steps: int | None = None,
         generator: Generators = None,
         callback: Callback | None = None,
+        progress: bool = False,
     ) -> Tensor:
         """n samples, (n, *S), data units, on the model's device; the network runs in evaluation mode.
 
@@ -113,7 +115,8 @@ class GenerativeModel(nn.Module):
                 `auto` among those installed.
             steps: overrides the sampler's number of steps.
             generator: one, or one per sample, which makes each sample independent of its batch.
-            callback: called with a `Step` after every network call.
+            callback: called with a `Step` after every network call, e.g. `itoflow.callbacks.Trajectory()`.
+            progress: show the calls made on standard error.
 
         Raises:
             InputError: n below 1, conditions that do not fit, steps for a sampler without steps, or no sampler at all
@@ -131,7 +134,8 @@ class GenerativeModel(nn.Module):
         self.eval()
         try:
             x = self.process.prior((n, *self.data.shape), like=like, generator=generator)
-            return chosen(self.field, x, conditions, generator=generator, callback=callback)
+            watch = together(callback, Progress() if progress else None)
+            return chosen(self.field, x, conditions, generator=generator, callback=watch)
         finally:
             for module in training:
                 module.training = True

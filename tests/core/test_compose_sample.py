@@ -124,3 +124,10 @@ def test_one_condition_serves_all_samples(toy: ModuleType, label: Any) -> None:
     expected = model.sample(3, {"class": torch.full((3,), 2)}, generator=seeded(0)[0])
     assert torch.equal(model.sample(3, {"class": label}, generator=seeded(0)[0]), expected)
     assert not torch.equal(model.sample(3, {"class": 1}, generator=seeded(0)[0]), expected)
+
+
+def test_progress_is_shown_when_asked(model: GenerativeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    model.sample(2, steps=3)
+    assert capsys.readouterr().err == ""
+    model.sample(2, steps=3, progress=True)
+    assert "sampling 3/3" in capsys.readouterr().err

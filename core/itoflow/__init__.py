@@ -18,13 +18,15 @@ _EXPORTS = {
     ),
     "field": "Field NetworkField Parametrization Prediction",
     "hookspecs": "Registration hookimpl",
+    "loop": "Step",
     "model": "GenerativeModel compose",
     "objective": "Objective",
     "process": "GaussianProcess Kernel PathSample ProcessSpec",
     "registry": "available create",
-    "sampler": "Row Sampler Step Table TableSampler",
+    "sampler": "Sampler TableSampler",
     "spec": "Spec",
     "storage": "load",
+    "table": "Row Table",
 }
 _MODULES = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
@@ -57,6 +59,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds the two list
     from itoflow.field import Prediction as Prediction
     from itoflow.hookspecs import Registration as Registration
     from itoflow.hookspecs import hookimpl as hookimpl
+    from itoflow.loop import Step as Step
     from itoflow.model import GenerativeModel as GenerativeModel
     from itoflow.model import compose as compose
     from itoflow.objective import Objective as Objective
@@ -66,13 +69,12 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds the two list
     from itoflow.process import ProcessSpec as ProcessSpec
     from itoflow.registry import available as available
     from itoflow.registry import create as create
-    from itoflow.sampler import Row as Row
     from itoflow.sampler import Sampler as Sampler
-    from itoflow.sampler import Step as Step
-    from itoflow.sampler import Table as Table
     from itoflow.sampler import TableSampler as TableSampler
     from itoflow.spec import Spec as Spec
     from itoflow.storage import load as load
+    from itoflow.table import Row as Row
+    from itoflow.table import Table as Table
 else:
 
     def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from annotated_types import Gt
@@ -236,23 +236,25 @@ class Request(Protocol):
 class Plan:
     """What a sequence of requests asks for, with all that depends on time alone computed once.
 
-    Request i at x is h = m_x[i] x + m_y[i] output(i, x), so that a caller who scales and adds h anyway can fold it.
+    Request i at x is h = m_x[i] x + m_y[i] network(scale[i] x, labels[i]), so that a caller who scales and adds anyway
+    can fold it.
 
     Arguments:
-        output: (i, x) -> (B, *S), one call of the network.
-        m_x, m_y: one number per request, computed in float64.
+        network: (x, label) -> (B, *S), one call of the network.
+        labels: what the network is told of each request: its time as the network knows it, a tensor (B,), or, for a
+            field without a plan of its own, its position.
+        scale, m_x, m_y: one number per request, computed in float64.
     """
 
-    output: Callable[[int, Tensor], Tensor]
+    network: Callable[[Tensor, Any], Tensor]
+    labels: Sequence[Any]
+    scale: Sequence[float]
     m_x: Sequence[float]
     m_y: Sequence[float]
 
     def __call__(self, i: int, x: Tensor) -> Tensor:
         """What requests[i] asks for at x (B, *S)."""
-        return self.value(i, x, self.output(i, x))
-
-    def value(self, i: int, x: Tensor, y: Tensor) -> Tensor:
-        """What requests[i] asks for, from x and the output there."""
+        y = self.network(x if self.scale[i] == 1 else x * self.scale[i], self.labels[i])
         h = y if self.m_y[i] == 1 else y * self.m_y[i]
         return h if self.m_x[i] == 0 else torch.add(h, x, alpha=self.m_x[i])
 
@@ -286,14 +288,15 @@ class Field(nn.Module, ABC):
         """
         times = torch.tensor([r.t for r in requests], dtype=torch.float64, device=like.device).unbind()
 
-        def output(i: int, x: Tensor) -> Tensor:
+        def evaluate(x: Tensor, i: int) -> Tensor:
             request, prediction = requests[i], self(x, times[i], cond)
             value: Tensor = getattr(prediction, request.out)
             if request.out == "velocity" and request.eta:
                 value = torch.add(value, prediction.score, alpha=-0.5 * request.eta**2)
             return value
 
-        return Plan(output, [0.0] * len(requests), [1.0] * len(requests))
+        zeros, ones = [0.0] * len(requests), [1.0] * len(requests)
+        return Plan(evaluate, range(len(requests)), ones, zeros, ones)
 
 
 class NetworkField(Field):
@@ -338,21 +341,22 @@ class NetworkField(Field):
         eta = torch.tensor([r.eta for r in requests], dtype=torch.float64)
         langevin = torch.where(eta > 0, eta.square() / (2 * k.sigma), zero)
         members = {"x0": (one, zero), "eps": (zero, one), "velocity": (k.d_alpha, k.d_sigma + langevin)}
-        solved = {name: solve(k, a, b, c, d) for name, (c, d) in members.items()}
-        m_x = [float(solved[r.out][0][i]) for i, r in enumerate(requests)]
-        m_y = [float(solved[r.out][1][i]) for i, r in enumerate(requests)]
-        scales: list[float] = self.parametrization.input_scale(k).tolist()
+        wanted = {r.out for r in requests}
+        solved = {name: [m.tolist() for m in solve(k, a, b, *members[name])] for name in wanted}
+        m_x, m_y = ([solved[r.out][which][i] for i, r in enumerate(requests)] for which in (0, 1))
+        scale: list[float] = self.parametrization.input_scale(k).tolist()
         net, conditions, dtype = self.net, cond or {}, self._dtype(like)
         labels = self.process.network_time(t).to(device=like.device, dtype=dtype)
         times = labels[:, None].expand(len(requests), like.shape[0]).unbind()
-        same = dtype == like.dtype
 
-        def output(i: int, x: Tensor) -> Tensor:
-            scaled = x if scales[i] == 1 else x * scales[i]
-            y: Tensor = net(scaled if same else scaled.to(dtype), times[i], conditions)
-            return y if same else y.to(x.dtype)
+        def network(x: Tensor, label: Tensor) -> Tensor:
+            y: Tensor = net(x, label, conditions)
+            return y
 
-        return Plan(output, m_x, m_y)
+        def converted(x: Tensor, label: Tensor) -> Tensor:
+            return network(x.to(dtype), label).to(x.dtype)
+
+        return Plan(network if dtype == like.dtype else converted, times, scale, m_x, m_y)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """The network's own floating dtype."""

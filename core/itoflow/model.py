@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from itoflow import registry
 from itoflow.backbone import Backbone, DataSpec
+from itoflow.callbacks import Progress, together
 from itoflow.errors import (
     IncompatibleError,
     InputError,
@@ -36,6 +37,9 @@ SINGULAR = 1e-4
 """Below this sine of the angle between (alpha, sigma) and (a, b), a prediction counts as unsolvable at t_max."""
 SOLVABLE = 5e-3
 """The sine at the t_max that `compose` lowers to; that of the VP process with beta_max = 20 is 0.0066."""
+
+DEFAULT_SAMPLER = "auto"
+"""The registered name of the sampler that a model without one draws by."""
 
 Part = str | Mapping[str, Any]
 
@@ -101,18 +105,22 @@ class GenerativeModel(nn.Module):
         steps: int | None = None,
         generator: Generators = None,
         callback: Callback | None = None,
+        progress: bool = False,
     ) -> Tensor:
         """n samples, (n, *S), data units, on the model's device; the network runs in evaluation mode.
 
         Arguments:
             cond: conditions; one value is used for all samples, n values one each.
-            sampler: a name, a mapping with `name`, or a sampler; None is the model's own.
+            sampler: a name, a mapping with `name`, or a sampler; None is the model's own, or else the one named
+                `auto` among those installed.
             steps: overrides the sampler's number of steps.
             generator: one, or one per sample, which makes each sample independent of its batch.
-            callback: called with a `Step` after every network call.
+            callback: called with a `Step` after every network call, e.g. `itoflow.callbacks.Trajectory()`.
+            progress: show the calls made on standard error.
 
         Raises:
-            InputError: n below 1, conditions that do not fit, steps for a sampler without steps, or no sampler at all.
+            InputError: n below 1, conditions that do not fit, steps for a sampler without steps, or no sampler at all
+                and none installed as `auto`.
             OptionError: steps below 1.
             IncompatibleError: the sampler cannot run on this process.
             NumericalError: values became non-finite.
@@ -126,18 +134,20 @@ class GenerativeModel(nn.Module):
         self.eval()
         try:
             x = self.process.prior((n, *self.data.shape), like=like, generator=generator)
-            return chosen(self.field, x, conditions, generator=generator, callback=callback)
+            watch = together(callback, Progress() if progress else None)
+            return chosen(self.field, x, conditions, generator=generator, callback=watch)
         finally:
             for module in training:
                 module.training = True
 
     def _sampler(self, sampler: Part | Sampler | None, steps: int | None) -> Sampler:
-        if sampler is None and self.sampler is None:
+        named = sampler or self.sampler or DEFAULT_SAMPLER
+        if named == DEFAULT_SAMPLER and DEFAULT_SAMPLER not in registry.available("sampler"):
             raise InputError(
-                "This model was composed without a sampler. Name one: sample(n, sampler=...). "
-                f"Installed: {listing(registry.available('sampler'))}."
+                "This model was composed without a sampler, and none is installed as 'auto'. "
+                f"Name one: sample(n, sampler=...). Installed: {listing(registry.available('sampler'))}."
             )
-        chosen: Sampler = self.sampler if sampler is None else registry.resolve("sampler", sampler)  # type: ignore[assignment]
+        chosen: Sampler = registry.resolve("sampler", named)
         if steps is not None:
             chosen = chosen.with_steps(steps)
         _check_sampler(chosen, self.process)
@@ -185,7 +195,7 @@ def compose(
 
     Arguments:
         data: a `DataSpec`, its fields as a mapping, or just the shape of one example, e.g. (1, 8, 8).
-        sampler: what `sample` uses by default; None leaves the choice to each call.
+        sampler: what `sample` uses by default; None leaves the choice to each call, and then to `auto`.
         **data_options: further fields of the data spec, e.g. classes=10.
 
     Where the prediction cannot be solved at the process's t_max (noise determines no data where alpha = 0), t_max is

@@ -26,16 +26,22 @@ def normal(shape: Sequence[int], *, like: Tensor, generator: Generators = None) 
     Raises:
         InputError: what was given is no generator, or the number of generators is not the batch size.
     """
-    size = tuple(shape)
-    _check(generator)
+    out = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+    check(generator, len(out))
+    return fill(out, generator)
+
+
+def fill(out: Tensor, generator: Generators = None) -> Tensor:
+    """Fill `out` (B, *S) with standard normal noise; the generators have been checked."""
     if generator is None:
-        return torch.randn(size, dtype=like.dtype, device=like.device)
+        return out.normal_()
     if isinstance(generator, torch.Generator):
-        return torch.randn(size, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
-    if len(generator) != size[0]:
-        raise InputError(f"{len(generator)} generators for {size[0]} samples: give one, or one per sample.")
-    draws = [torch.randn(size[1:], generator=g, dtype=like.dtype, device=g.device) for g in generator]
-    return torch.stack(draws).to(like.device)
+        if generator.device == out.device:
+            return out.normal_(generator=generator)
+        return out.copy_(torch.randn(out.shape, generator=generator, dtype=out.dtype, device=generator.device))
+    for sample, g in zip(out, generator, strict=True):
+        fill(sample, g)
+    return out
 
 
 def uniform(size: int, *, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -46,25 +52,33 @@ def uniform(size: int, *, like: Tensor, generator: torch.Generator | None = None
 
 def states(generator: Generators, like: Tensor) -> list[Tensor]:
     """The states of the generators that `normal` would draw from; `restore` winds them back."""
-    return [g.get_state() for g in _generators(generator, like)]
+    return [g.get_state() for g in generators(generator, like)]
 
 
 def restore(generator: Generators, like: Tensor, saved: Sequence[Tensor]) -> None:
     """Wind the generators back to `states`."""
-    for g, state in zip(_generators(generator, like), saved, strict=True):
+    for g, state in zip(generators(generator, like), saved, strict=True):
         g.set_state(state)
 
 
-def _check(generator: Generators) -> None:
+def check(generator: Generators, size: int) -> None:
+    """Refuse what cannot draw noise for `size` samples.
+
+    Raises:
+        InputError: what was given is no generator, or the number of generators is not the batch size.
+    """
     given = generator if isinstance(generator, Sequence) else [generator]
     if generator is not None and not all(isinstance(g, torch.Generator) for g in given):
         raise InputError(
             f"generator is a torch.Generator, or one per sample. Given: {generator!r}. "
             "From a seed: torch.Generator().manual_seed(0)."
         )
+    if isinstance(generator, Sequence) and len(generator) != size:
+        raise InputError(f"{len(generator)} generators for {size} samples: give one, or one per sample.")
 
 
-def _generators(generator: Generators, like: Tensor) -> list[torch.Generator]:
+def generators(generator: Generators, like: Tensor) -> list[torch.Generator]:
+    """The generators that `normal` would draw from, torch's default one for None."""
     if generator is None:
         return [torch.cuda.default_generators[like.device.index or 0] if like.is_cuda else torch.default_generator]
     return [generator] if isinstance(generator, torch.Generator) else list(generator)

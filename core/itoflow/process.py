@@ -39,8 +39,8 @@ from itoflow.spec import Spec
 ALPHA_ZERO = 1e-12
 """An alpha below this counts as zero: there the forward SDE is singular and noise determines no x_0."""
 
-GridName = Literal["uniform", "quadratic", "log-snr", "karras"]
-"""The named time grids; see `itoflow.sampler.time_grid`."""
+GridName = Literal["uniform", "quadratic", "logit", "log-snr", "karras", "optimal"]
+"""The named time grids; see `itoflow.grids`."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,14 @@ def test_no_sampler_at_all(toy: ModuleType) -> None:
     assert bare.sample(2, sampler="euler").shape == (2, 3)
 
 
+def test_a_model_without_a_sampler_draws_by_the_default_one(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("itoflow.model.DEFAULT_SAMPLER", "euler")
+    bare = itoflow.compose(process="decay", objective="denoise", backbone="linear", data=(3,))
+    drawn = [bare.sample(2, sampler=name, steps=3, generator=seeded(0)[0]) for name in (None, "euler")]
+    assert torch.equal(*drawn)
+    assert bare.recipe["sampler"] is None
+
+
 def test_an_unknown_sampler(model: GenerativeModel) -> None:
     with pytest.raises(UnknownComponentError, match=r"Did you mean 'euler'\?"):
         model.sample(2, sampler="euller")
@@ -116,3 +124,10 @@ def test_one_condition_serves_all_samples(toy: ModuleType, label: Any) -> None:
     expected = model.sample(3, {"class": torch.full((3,), 2)}, generator=seeded(0)[0])
     assert torch.equal(model.sample(3, {"class": label}, generator=seeded(0)[0]), expected)
     assert not torch.equal(model.sample(3, {"class": 1}, generator=seeded(0)[0]), expected)
+
+
+def test_progress_is_shown_when_asked(model: GenerativeModel, capsys: pytest.CaptureFixture[str]) -> None:
+    model.sample(2, steps=3)
+    assert capsys.readouterr().err == ""
+    model.sample(2, steps=3, progress=True)
+    assert "sampling 3/3" in capsys.readouterr().err

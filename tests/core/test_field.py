@@ -10,7 +10,7 @@ from torch import nn
 
 from itoflow import Field, GaussianProcess, NetworkField, Parametrization, Row, UndefinedError
 from itoflow.field import DynamicsPrediction, PredictionName
-from itoflow.sampler import time_grid
+from itoflow.grids import time_grid
 from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared, gaussian, seeded, solvable
 
 

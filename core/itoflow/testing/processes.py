@@ -32,8 +32,10 @@ from torch import Tensor
 from itoflow.dynamics import ForwardSDE, simulate
 from itoflow.errors import IncompatibleError, UndefinedError
 from itoflow.field import GaussianPrediction, Parametrization, PredictionName
+from itoflow.grids import time_grid
+from itoflow.loop import run_table
 from itoflow.process import GaussianProcess, ProcessSpec
-from itoflow.sampler import Row, Table, run_table, time_grid
+from itoflow.table import Row, Table
 from itoflow.testing.assertions import (
     SIGMAS,
     check_options,

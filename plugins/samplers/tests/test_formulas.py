@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from itoflow import GaussianProcess, OptionError
-from itoflow.sampler import run_table, time_grid
+from itoflow.grids import time_grid
+from itoflow.loop import run_table
 from itoflow.testing import GaussianOracle, fitted_order
 from itoflow.testing.assertions import expect_moments
 from itoflow.testing.problems import Preserving, gaussian, mixture, seeded

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from itoflow import OptionError
-from itoflow.sampler import time_grid
+from itoflow.grids import time_grid
 from itoflow_sde.cosine import Cosine
 from itoflow_sde.edm import EDM
 from itoflow_sde.subvp import SubVP

@@ -25,6 +25,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
+from itoflow_samplers.stochastic import StochasticSampler
 from itoflow_samplers.transitions import Transition, transitions
 
 
@@ -43,10 +44,8 @@ class DDIM(TableSampler):
         return Table((*(posterior_row(step, self.eta * step.posterior_std) for step in steps), *ending))
 
 
-class Ancestral(TableSampler):
+class Ancestral(StochasticSampler):
     """Ancestral sampling: the posterior's mean, and a choice of two variances; one network evaluation a step."""
-
-    requires: ClassVar[type] = GaussianProcess
 
     variance: Literal["posterior", "forward"] = "posterior"
     """Of the fresh noise: equation (2), exact for data at a point, or the forward transition's, exact for N(0, I)."""
@@ -54,10 +53,10 @@ class Ancestral(TableSampler):
     def table(self, process: ProcessSpec) -> Table:
         """One row a step."""
         times, ending = self.times(process)
-        rows = [posterior_row(step, step.posterior_std) for step in transitions(process, times)]
+        steps = transitions(process, times)
+        rows = [replace(posterior_row(s, s.posterior_std), clock=self.clock(*s.snr)) for s in steps]
         if self.variance == "forward":
-            stds = [step.forward_std for step in transitions(process, times)]
-            rows = [replace(row, c=std) for row, std in zip(rows, stds, strict=True)]
+            rows = [replace(row, c=step.forward_std) for row, step in zip(rows, steps, strict=True)]
         return Table((*rows, *ending))
 
 

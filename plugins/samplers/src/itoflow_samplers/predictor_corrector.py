@@ -22,8 +22,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from itoflow import Field, GaussianProcess, NumericalError, OptionError, ProcessSpec, Row, Sampler, Step, TableSampler
+from itoflow.loop import Callback, x0_estimate
 from itoflow.noise import Generators, normal
-from itoflow.sampler import Callback, x0_estimate
 from itoflow_samplers.sde import ReverseDiffusion
 from itoflow_samplers.transitions import transitions
 

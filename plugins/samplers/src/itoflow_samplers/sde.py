@@ -22,16 +22,19 @@ from typing import Annotated, ClassVar
 import torch
 from annotated_types import Ge
 
-from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
+from itoflow import GaussianProcess, ProcessSpec, Row, Table
+from itoflow_samplers.stochastic import StochasticSampler
 from itoflow_samplers.transitions import transitions
 
 
-class EulerMaruyama(TableSampler):
+class EulerMaruyama(StochasticSampler):
     """Equation (1); one network evaluation a step; weak order 1.
 
     In the noisy half (sigma > alpha) the strength is held to eta^2 <= sigma^2 / |h|, the largest at which the explicit
     step contracts; g exceeds it only near an end where g is infinite, or with very few steps.
     """
+
+    requires: ClassVar[type] = ProcessSpec
 
     steps: Annotated[int, Ge(1)] = 500
     """Number of time steps."""
@@ -46,14 +49,13 @@ class EulerMaruyama(TableSampler):
         for (t, after), g_t in zip(pairwise(times), g, strict=False):
             h = after - t
             eta = min(self.strength * g_t, _limit(process, t, h)) if self.strength else 0.0
-            rows.append(Row(t, b=(h,), c=eta * math.sqrt(-h), eta=eta))
+            clock = self.clock(1 - t, 1 - after) if eta else None
+            rows.append(Row(t, b=(h,), c=eta * math.sqrt(-h), eta=eta, clock=clock))
         return Table((*rows, *ending))
 
 
-class ReverseDiffusion(TableSampler):
+class ReverseDiffusion(StochasticSampler):
     """Equation (2); one network evaluation a step; weak order 1."""
-
-    requires: ClassVar[type] = GaussianProcess
 
     steps: Annotated[int, Ge(1)] = 500
     """Number of time steps."""
@@ -64,7 +66,8 @@ class ReverseDiffusion(TableSampler):
         rows = []
         for step in transitions(process, times):
             std = step.forward_std
-            rows.append(Row(step.t, out="eps", a=2 - step.m, b=(-(std**2) / step.sigma_t,), c=std))
+            b = (-(std**2) / step.sigma_t,)
+            rows.append(Row(step.t, out="eps", a=2 - step.m, b=b, c=std, clock=self.clock(*step.snr)))
         return Table((*rows, *ending))
 
 

@@ -37,6 +37,11 @@ class Transition:
         return self.alpha_t / self.alpha_s
 
     @property
+    def snr(self) -> tuple[float, float]:
+        """(alpha / sigma)^2 at t and at s: the clock of a unit strength."""
+        return (self.alpha_t / self.sigma_t) ** 2, (self.alpha_s / self.sigma_s) ** 2
+
+    @property
     def forward_std(self) -> float:
         """G, the standard deviation of x_t given x_s."""
         return math.sqrt(max(self.sigma_t**2 - (self.m * self.sigma_s) ** 2, 0.0))

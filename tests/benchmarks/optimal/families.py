@@ -1,0 +1,87 @@
+"""Targets on which the grids and tables of `auto` were computed, and others on which they are judged.
+
+Mixtures of Gaussians of 1 to 256 dimensions, 3 to 20 modes, mode widths 0.08 to 0.5, isotropic and anisotropic, equal
+and unequal weights and widths; all with mean 0 and a variance of 1 per dimension on average. None is a target of the
+comparison with other libraries.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Mixture:
+    """sum_k w_k N(m_k, (std_k axes)^2), centred and scaled.
+
+    Arguments:
+        means: (K, D).
+        std: of the modes, a number or (K,).
+        weights: (K,), None for equal ones.
+        axes: (D,), the factor of each axis.
+    """
+
+    def __init__(self, means: Tensor, std: Tensor | float, weights: Tensor | None = None, axes: Tensor | None = None):
+        count, size = means.shape
+        weights = torch.ones(count) if weights is None else weights
+        self.weights = (weights / weights.sum()).double()
+        means = means.double() - self.weights @ means.double()
+        std = torch.as_tensor(std, dtype=torch.float64).expand(count)
+        axes = torch.ones(size, dtype=torch.float64) if axes is None else axes.double()
+        total = (self.weights @ means.square()).sum() + self.weights @ std.square() * axes.square().sum()
+        scale = (total / size).rsqrt()
+        self.means, self.std, self.axes = means * scale, std * scale, axes
+        self.equal, self.size = bool((std == std[0]).all()), size
+
+    def denoise(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
+        """E[x0 | x = alpha x0 + sigma eps], (B, D)."""
+        if self.equal:
+            kept = alpha * (self.std[0] * self.axes) ** 2
+            v, m = alpha * kept + sigma**2, alpha * self.means
+            shares = ((x / v) @ m.T - (m.square() / v).sum(1) / 2 + self.weights.log()).softmax(1)
+            mean = shares @ self.means
+            return mean + kept / v * (x - alpha * mean)
+        kept = alpha * (self.std[:, None] * self.axes) ** 2
+        v = alpha * kept + sigma**2
+        z = x[:, None] - alpha * self.means
+        shares = (self.weights.log() - (z * z / v + v.log()).sum(2) / 2).softmax(1)
+        return (shares[:, :, None] * (self.means + kept / v * z)).sum(1)
+
+
+def _random(seed: int, modes: int, size: int) -> Tensor:
+    return torch.randn(modes, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def training() -> dict[str, Mixture]:
+    """The family that was optimised on."""
+    nine = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
+    return {
+        "1d-4": Mixture(torch.tensor([[-1.5], [-0.3], [0.4], [1.6]]), 0.15, torch.tensor([1.0, 2.0, 1.0, 3.0])),
+        "2d-5": Mixture(_random(11, 5, 2), torch.tensor([0.1, 0.15, 0.2, 0.12, 0.3])),
+        "2d-9": Mixture(nine, 0.12),
+        "3d-12": Mixture(_random(12, 12, 3), 0.15),
+        "5d-4": Mixture(_random(18, 4, 5), 0.08),
+        "8d-6": Mixture(_random(13, 6, 8), 0.4, axes=torch.logspace(-0.9, 0.3, 8)),
+        "12d-9": Mixture(_random(19, 9, 12), 0.2, torch.arange(1.0, 10.0)),
+        "16d-20": Mixture(_random(14, 20, 16), 0.25),
+        "32d-5": Mixture(_random(15, 5, 32), 0.4, torch.tensor([1.0, 2.0, 3.0, 1.0, 1.0])),
+        "40d-14": Mixture(_random(24, 14, 40), 0.5),
+        "48d-8": Mixture(_random(16, 8, 48), 0.3, axes=torch.logspace(-0.5, 0.4, 48)),
+        "80d-4": Mixture(_random(25, 4, 80), 0.35, axes=torch.logspace(-0.3, 0.2, 80)),
+        "128d-16": Mixture(_random(17, 16, 128), 0.2),
+        "256d-6": Mixture(_random(26, 6, 256), 0.15),
+    }
+
+
+def held_out() -> dict[str, Mixture]:
+    """The family that nothing was computed on."""
+    t = torch.linspace(0, 4 * math.pi, 20)
+    return {
+        "2d-spiral": Mixture(torch.stack([t * t.cos(), t * t.sin()], 1), 0.6),
+        "4d-7": Mixture(_random(21, 7, 4), 0.12),
+        "24d-12": Mixture(_random(22, 12, 24), 0.35, axes=torch.logspace(-0.4, 0.3, 24)),
+        "96d-3": Mixture(_random(23, 3, 96), 0.3),
+        "56d-11": Mixture(_random(27, 11, 56), 0.25),
+    }

@@ -1,0 +1,83 @@
+"""Time grids: uniform in what they say, from end to end, and strictly falling whatever their number."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import get_args
+
+import pytest
+import torch
+
+from itoflow import IncompatibleError, InputError
+from itoflow.grids import custom_grid, time_grid
+from itoflow.process import GridName
+from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared
+
+PROCESSES = [Preserving(), Exploding(), Straight(), Preserving(t_min=0.2, t_max=0.6)]
+
+
+def at(value):
+    return torch.tensor(value, dtype=torch.float64)
+
+
+GRIDS = get_args(GridName)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_grid_falls_strictly_between_exact_ends(process, grid):
+    for knots in range(1, 102):
+        times = time_grid(process, grid, knots)
+        assert len(times) == knots
+        assert times[0] == process.t_max
+        assert knots == 1 or times[-1] == process.t_min
+        assert all(later < now for now, later in pairwise(times))
+
+
+def test_grids_are_uniform_in_what_they_say():
+    process = Preserving(t_min=0.05, t_max=0.95)
+    knots = {grid: at(time_grid(process, grid, 12, rho=5.0)) for grid in GRIDS}
+    ratio = torch.tan(1.56 * knots["karras"])  # sigma / alpha
+    evens = (
+        knots["uniform"],
+        knots["quadratic"].sqrt(),
+        knots["logit"].logit(),
+        process.log_snr(knots["log-snr"]),
+        ratio ** (1 / 5),
+    )
+    for even in evens:
+        torch.testing.assert_close(even.diff(), even.diff()[:1].expand(11), rtol=1e-9, atol=1e-12)
+
+
+def test_karras_grid_is_that_of_the_paper():
+    """Equation 5 of EDM with sigma = 0.05 * 200^t."""
+    process, n, rho = Exploding(), 18, 7
+    i = torch.arange(n, dtype=torch.float64)
+    low, high = 0.05 ** (1 / rho), 10.0 ** (1 / rho)
+    sigma = (high + i / (n - 1) * (low - high)) ** rho
+    torch.testing.assert_close(process.sigma(at(time_grid(process, "karras", n))), sigma, rtol=1e-10, atol=1e-12)
+
+
+def test_grids_refuse_what_they_cannot_do():
+    with pytest.raises(InputError, match="at least one time"):
+        time_grid(Preserving(), "uniform", 0)
+    for grid in ("log-snr", "karras"):
+        with pytest.raises(IncompatibleError, match=r"'uniform', 'quadratic'"):
+            time_grid(Undeclared(), grid, 5)
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ((0.9, 0.5), "need 3 times in `grid`, 2 are given"),
+        ((1.1, 0.5, 0.2), "leave the process's"),
+        ((0.9, 0.5, 0.0), "leave the process's"),
+        ((0.9, 0.5, 0.5), r"decrease strictly: time 3 is 0.5 after 0.5"),
+        ((0.2, 0.5, 0.9), "decrease strictly"),
+        ((0.9, math.nan, 0.2), "decrease strictly"),
+    ],
+)
+def test_custom_times_are_checked(times, says):
+    with pytest.raises(InputError, match=says):
+        custom_grid(Preserving(), times, 3)

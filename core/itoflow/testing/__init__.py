@@ -26,7 +26,16 @@ from itoflow.testing.interpolants import InterpolantOracle
 from itoflow.testing.oracles import GaussianOracle, MixtureOracle, OracleField
 from itoflow.testing.samplers import fitted_order
 
-__all__ = ["Check", "GaussianOracle", "InterpolantOracle", "MixtureOracle", "OracleField", "checks", "fitted_order", "run_checks"]
+__all__ = [
+    "Check",
+    "GaussianOracle",
+    "InterpolantOracle",
+    "MixtureOracle",
+    "OracleField",
+    "checks",
+    "fitted_order",
+    "run_checks",
+]
 
 Check = Callable[[Any], None]
 

@@ -21,6 +21,11 @@ def itoflow_datasets() -> list[Registration]:
             "Isotropic Gaussians in any dimension, with their exact density",
         ),
         Registration("digits", "itoflow_data.digits:Digits", "Handwritten digits of scikit-learn, (1, 8, 8)"),
+        Registration(
+            "gaussianised",
+            "itoflow_data.gaussianised:Gaussianised",
+            "Another data set, each value mapped to a standard normal, invertibly",
+        ),
         Registration("array-file", "itoflow_data.arrays:ArrayFile", "Arrays of a .npy or .npz file"),
         Registration("image-folder", "itoflow_data.images:ImageFolder", "A folder of images, sub-folders as classes"),
     ]

@@ -18,10 +18,11 @@ _EXPORTS = {
     ),
     "field": "Field NetworkField Parametrization Prediction",
     "hookspecs": "Registration hookimpl",
+    "interpolant": "InterpolantKernel InterpolantProcess",
     "loop": "Step",
     "model": "GenerativeModel compose",
-    "objective": "Objective",
-    "process": "GaussianProcess Kernel PathSample ProcessSpec",
+    "objective": "Objective PathObjective",
+    "process": "GaussianProcess Kernel PathProcess PathSample ProcessSpec",
     "registry": "available create",
     "sampler": "Sampler TableSampler",
     "spec": "Spec",
@@ -59,12 +60,16 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds the two list
     from itoflow.field import Prediction as Prediction
     from itoflow.hookspecs import Registration as Registration
     from itoflow.hookspecs import hookimpl as hookimpl
+    from itoflow.interpolant import InterpolantKernel as InterpolantKernel
+    from itoflow.interpolant import InterpolantProcess as InterpolantProcess
     from itoflow.loop import Step as Step
     from itoflow.model import GenerativeModel as GenerativeModel
     from itoflow.model import compose as compose
     from itoflow.objective import Objective as Objective
+    from itoflow.objective import PathObjective as PathObjective
     from itoflow.process import GaussianProcess as GaussianProcess
     from itoflow.process import Kernel as Kernel
+    from itoflow.process import PathProcess as PathProcess
     from itoflow.process import PathSample as PathSample
     from itoflow.process import ProcessSpec as ProcessSpec
     from itoflow.registry import available as available

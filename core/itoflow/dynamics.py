@@ -83,8 +83,10 @@ class ReverseSDE(Dynamics):
         """velocity - eta^2/2 grad log p_t."""
         prediction = self.field(x, t, self.cond)
         half = broadcast_time(self.eta(t).square() / 2, x.ndim).to(x.dtype)
-        drift: Tensor = prediction.velocity - half * prediction.score
-        return drift
+        velocity: Tensor = prediction.velocity
+        if not bool(half.any()):  # no score is needed, and where there is none to have, none is asked for
+            return velocity
+        return velocity - torch.where(half > 0, half * prediction.score, 0.0)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """eta(t)."""

@@ -23,14 +23,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
 from itoflow.errors import UndefinedError
-from itoflow.process import GaussianProcess, Kernel, ProcessSpec, broadcast_time
+from itoflow.interpolant import InterpolantKernel, InterpolantProcess
+from itoflow.process import GaussianProcess, Kernel, PathSample, ProcessSpec, broadcast_time
 from itoflow.spec import Spec
 
 Conditions = Mapping[str, Tensor]
@@ -62,6 +63,9 @@ class Parametrization(Spec):
     """Standard deviation s of the data, data units."""
     scale_input: bool = True
     """Divide the network's input by its standard deviation."""
+    score: bool = True
+    """Whether the score is known. False where the ends were coupled in training, so that E[eps | x_t] is no score. On
+    an `InterpolantProcess`, whose velocity gives no score, true means a second output for it; see `NetworkField`."""
 
     def coefficients(self, k: Kernel) -> tuple[Tensor, Tensor]:
         """(a, b) at the times of the kernel, each of its shape."""
@@ -133,7 +137,8 @@ class Prediction(ABC):
     def _undefined(self, what: str) -> UndefinedError:
         return UndefinedError(
             f"{type(self).__name__} does not determine {what}: x0 and eps exist only for Gaussian processes, "
-            "x_t = alpha x0 + sigma eps. Use a sampler and an objective that need only the velocity or the score."
+            "x_t = alpha x0 + sigma eps; a velocity alone, or one learnt with coupled ends, gives no score. Use a "
+            "sampler and an objective that need only what is known."
         )
 
 
@@ -145,10 +150,13 @@ class GaussianPrediction(Prediction):
         output: y, (B, *S): what the network gave, in its own meaning.
         kernel: at the times of x, float64, broadcastable against it.
         a, b: the meaning of y, float64, broadcastable against it.
+        coupled: x0 and eps were not drawn independently, so that -eps / sigma is no score.
     """
 
-    def __init__(self, x: Tensor, output: Tensor, kernel: Kernel, a: Tensor, b: Tensor) -> None:
-        self.x, self.output, self.kernel, self.a, self.b = x, output, kernel, a, b
+    def __init__(
+        self, x: Tensor, output: Tensor, kernel: Kernel, a: Tensor, b: Tensor, *, coupled: bool = False
+    ) -> None:
+        self.x, self.output, self.kernel, self.a, self.b, self.coupled = x, output, kernel, a, b, coupled
 
     def combine(self, c: Tensor, d: Tensor) -> Tensor:
         """c x0 + d eps, for coefficients that broadcast against x: (B, *S)."""
@@ -167,13 +175,35 @@ class GaussianPrediction(Prediction):
 
     @property
     def score(self) -> Tensor:
-        """-eps / sigma."""
+        """-eps / sigma.
+
+        Raises:
+            UndefinedError: x0 and eps were coupled in training.
+        """
+        if self.coupled:
+            raise self._undefined("the score")
         return self.combine(torch.zeros_like(self.a), -1 / self.kernel.sigma)
 
     @property
     def velocity(self) -> Tensor:
         """d_alpha x0 + d_sigma eps."""
         return self.combine(self.kernel.d_alpha, self.kernel.d_sigma)
+
+    def error(self, sample: PathSample, c: Tensor, d: Tensor, weight: Tensor) -> Tensor:
+        """weight |c x0 + d eps - (c x0_hat + d eps_hat)|^2 / D, (B,), for the x0 and eps that made x_t.
+
+        Computed where the network's output lives, as weight m_y^2 |y - (a x0 + b eps)|^2 / D with the m_y of equation
+        (2): only the product of weight and m_y^2, taken in float64, need be finite.
+
+        Arguments:
+            c, d: broadcastable against x, float64.
+            weight: (B,), float64.
+        """
+        dtype = self.output.dtype
+        target = self.a.to(dtype) * sample.x0 + self.b.to(dtype) * cast(Tensor, sample.eps)
+        squared = (self.output - target).square().flatten(1).mean(1)
+        m_y = solve(self.kernel, self.a, self.b, c, d)[1]
+        return (weight * m_y.square().reshape(sample.t.shape)).to(dtype) * squared
 
 
 class DynamicsPrediction(Prediction):
@@ -214,6 +244,37 @@ class DynamicsPrediction(Prediction):
         if self._velocity is None or not bool((half_g2 > 0).all()):
             raise self._undefined("the score")
         return (self._process.drift(self._x, self._t) - self._velocity) / half_g2
+
+
+class InterpolantPrediction(Prediction):
+    """For an `InterpolantProcess`: the velocity, or its two parts.
+
+    Arguments:
+        velocity: E[d_alpha x_0 + d_beta x_1 + d_gamma z | x_t]; without the last term if `noise` is given.
+        noise: E[z | x_t]; None where it was not learnt.
+        kernel: at the times of x.
+    """
+
+    def __init__(self, velocity: Tensor, noise: Tensor | None, kernel: InterpolantKernel) -> None:
+        self.output, self.noise, self.kernel = velocity, noise, kernel
+
+    @property
+    def velocity(self) -> Tensor:
+        """The first output, and d_gamma E[z | x_t] where it is given apart."""
+        if self.noise is None:
+            return self.output
+        return self.output + self.kernel.d_gamma.to(self.output.dtype) * self.noise
+
+    @property
+    def score(self) -> Tensor:
+        """-E[z | x_t] / gamma.
+
+        Raises:
+            UndefinedError: only a velocity was learnt.
+        """
+        if self.noise is None:
+            raise self._undefined("the score")
+        return -self.noise / self.kernel.gamma.to(self.noise.dtype)
 
 
 class Request(Protocol):
@@ -306,6 +367,10 @@ class NetworkField(Field):
     in [0, 1], `process.network_time`; cond a mapping. For a Gaussian process its output is y of equation (1). For
     another process its output is the score or the velocity, as the parametrization says.
 
+    An `InterpolantProcess` with `parametrization.score` has two outputs, E[d_alpha x_0 + d_beta x_1 | x_t] and E[z |
+    x_t]: the network is one for data twice as large along the first axis, is given [x, x], and its output is cut in
+    two. So any backbone can have two heads; `heads` gives its data spec.
+
     Arguments:
         net: the network.
         process: its process.
@@ -321,6 +386,8 @@ class NetworkField(Field):
         """One call of the network."""
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
         dtype, times = self._dtype(x), self.process.network_time(t).expand(x.shape[0])
+        if isinstance(self.process, InterpolantProcess):
+            return self._interpolant(self.process.kernel(t, x.ndim), x, times.to(dtype), cond or {})
         if not isinstance(self.process, GaussianProcess):
             output = self.net(x.to(dtype), times.to(dtype), cond or {}).to(x.dtype)
             given = {"velocity" if self.parametrization.prediction == "velocity" else "score": output}
@@ -328,12 +395,23 @@ class NetworkField(Field):
         kernel = self.process.kernel(t, x.ndim)
         scaled = (x * self.parametrization.input_scale(kernel).to(x.dtype)).to(dtype)
         output = self.net(scaled, times.to(dtype), cond or {}).to(x.dtype)
-        return GaussianPrediction(x, output, kernel, *self.parametrization.coefficients(kernel))
+        a, b = self.parametrization.coefficients(kernel)
+        return GaussianPrediction(x, output, kernel, a, b, coupled=not self.parametrization.score)
+
+    def _interpolant(self, k: InterpolantKernel, x: Tensor, times: Tensor, cond: Conditions) -> InterpolantPrediction:
+        ends = (k.alpha.square() + k.beta.square()) * self.data_std**2
+        scaled = (x * (ends + k.gamma.square()).rsqrt().to(x.dtype)).to(times.dtype)
+        if not self.parametrization.score:
+            return InterpolantPrediction(self.net(scaled, times, cond).to(x.dtype), None, k)
+        velocity, noise = self.net(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)
+        return InterpolantPrediction(velocity, noise, k)
 
     def plan(self, requests: Sequence[Request], like: Tensor, cond: Conditions | None = None) -> Plan:
         """The solve of equation (2) folded to two numbers per request, computed once in float64."""
         if not isinstance(self.process, GaussianProcess):
             return super().plan(requests, like, cond)
+        if not self.parametrization.score and any(r.eta for r in requests):
+            raise UndefinedError("These ends were coupled in training, so that no score is known. Use a strength of 0.")
         t = torch.tensor([r.t for r in requests], dtype=torch.float64)
         k = self.process.kernel(t)
         a, b = self.parametrization.coefficients(k)

@@ -10,11 +10,12 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
+from itoflow import likelihood as likelihoods
 from itoflow import registry
 from itoflow.backbone import Backbone, DataSpec
 from itoflow.callbacks import Progress, together
@@ -28,8 +29,10 @@ from itoflow.errors import (
     listing,
 )
 from itoflow.field import Field, NetworkField, Parametrization
+from itoflow.interpolant import InterpolantProcess
+from itoflow.likelihood import Likelihood, LikelihoodOptions, ODEOptions
 from itoflow.noise import Generators
-from itoflow.objective import Objective
+from itoflow.objective import Objective, PathObjective
 from itoflow.process import GaussianProcess, ProcessSpec
 from itoflow.sampler import Callback, Sampler, TableSampler
 
@@ -67,28 +70,51 @@ class GenerativeModel(nn.Module):
         self.field = field
 
     def loss(
-        self, x: Tensor, cond: Mapping[str, Any] | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        x1: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """The objective on a batch of clean data: (B,), one loss per example.
 
         Arguments:
             x: (B, *S), data units, finite.
             cond: `class` and `vector` where the data spec has them.
+            x1: (M, *S), draws of the far end, for a process between two data sets and no other; M may differ from B.
             generator: draws times and noise.
 
         Raises:
-            InputError: x or cond is not what the data spec says.
+            InputError: x, x1 or cond is not what the process and the data spec need.
         """
         self.data.check(x)
         if not len(x):
             raise InputError("loss needs at least one example; this batch is empty.")
-        return self.objective(self.field, x, self.data.conditions(cond, len(x), x.device), generator=generator)
+        conditions = self.data.conditions(cond, len(x), x.device)
+        if not isinstance(self.process, InterpolantProcess):
+            if x1 is not None:
+                raise InputError(f"x1 is for a process between two data sets; {type(self.process).__name__} is none.")
+            return self.objective(self.field, x, conditions, generator=generator)
+        if x1 is None:
+            raise InputError(
+                f"{type(self.process).__name__} joins two data sets: pass the far end too, loss(x, x1=...)."
+            )
+        self.data.check(x1, "x1")
+        if not len(x1):
+            raise InputError("loss needs at least one draw of the far end; x1 is empty.")
+        return cast(PathObjective, self.objective)(self.field, x, conditions, x1=x1, generator=generator)
 
     def forward(
-        self, x: Tensor, cond: Mapping[str, Any] | None = None, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        cond: Mapping[str, Any] | None = None,
+        *,
+        x1: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """`loss`, so that wrappers which intercept the call of a module (data parallelism) see it."""
-        return self.loss(x, cond, generator=generator)
+        return self.loss(x, cond, x1=x1, generator=generator)
 
     @property
     def device(self) -> torch.device:
@@ -98,9 +124,10 @@ class GenerativeModel(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        n: int,
+        n: int | None = None,
         cond: Mapping[str, Any] | None = None,
         *,
+        x: Tensor | None = None,
         sampler: Part | Sampler | None = None,
         steps: int | None = None,
         generator: Generators = None,
@@ -110,7 +137,10 @@ class GenerativeModel(nn.Module):
         """n samples, (n, *S), data units, on the model's device; the network runs in evaluation mode.
 
         Arguments:
+            n: how many; taken from x where that is given.
             cond: conditions; one value is used for all samples, n values one each.
+            x: where to start, (n, *S): the far end of a process between two data sets, which needs it; for any other
+                process x at t_max, in place of a draw from the prior.
             sampler: a name, a mapping with `name`, or a sampler; None is the model's own, or else the one named
                 `auto` among those installed.
             steps: overrides the sampler's number of steps.
@@ -119,38 +149,99 @@ class GenerativeModel(nn.Module):
             progress: show the calls made on standard error.
 
         Raises:
-            InputError: n below 1, conditions that do not fit, steps for a sampler without steps, or no sampler at all
-                and none installed as `auto`.
+            InputError: n below 1, x missing or not what the data spec says, conditions that do not fit, steps for a
+                sampler without steps, or no sampler at all and none installed as `auto`.
             OptionError: steps below 1.
-            IncompatibleError: the sampler cannot run on this process.
+            IncompatibleError: the sampler cannot run on this process, or needs a score where none is known.
             NumericalError: values became non-finite.
         """
-        if type(n) is not int or n < 1:
-            raise InputError(f"sample(n) needs a whole number of at least 1. Given: {n!r}.")
+        n = self._count(n, x)
         chosen = self._sampler(sampler, steps)
         like = self._like()
         conditions = self.data.conditions(cond, n, like.device)
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
-            x = self.process.prior((n, *self.data.shape), like=like, generator=generator)
+            start = self._start(n, x, like, generator)
             watch = together(callback, Progress() if progress else None)
-            return chosen(self.field, x, conditions, generator=generator, callback=watch)
+            return chosen(self.field, start, conditions, generator=generator, callback=watch)
         finally:
             for module in training:
                 module.training = True
 
+    def log_prob(
+        self, x: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[LikelihoodOptions]
+    ) -> Tensor:
+        """log p(x) of x (B, *S) in data units: (B,), nats, float64; see `itoflow.likelihood`.
+
+        Example:
+            model.log_prob(x, divergence="hutchinson", probes=4, rtol=1e-4, generator=g)
+        """
+        return self.likelihood(x, cond, **options).log_prob
+
+    def likelihood(
+        self, x: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[LikelihoodOptions]
+    ) -> Likelihood:
+        """log p(x) with its terms, the latents and the number of evaluations; the network runs in evaluation mode.
+
+        Arguments:
+            options: of `itoflow.likelihood.LikelihoodOptions`: method, rtol, atol, divergence, probes, generator, ...
+
+        Raises:
+            InputError: x or cond is not what the data spec says, or an option is out of range.
+            what `itoflow.likelihood.likelihood` raises.
+        """
+        conditions = self._checked(x, cond)
+        likelihoods.warn_if_discrete(x, self.data)
+        with likelihoods.evaluating(self):
+            return likelihoods.likelihood(self.field, x, conditions, **options)
+
+    def encode(self, x: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[ODEOptions]) -> Tensor:
+        """x at t_max, (B, *S), float64, of data x (B, *S), along the probability-flow ODE."""
+        conditions = self._checked(x, cond)
+        with likelihoods.evaluating(self):
+            return likelihoods.encode(self.field, x, conditions, **options)
+
+    def decode(self, latent: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[ODEOptions]) -> Tensor:
+        """The inverse of `encode`: data (B, *S), float64, from x at t_max."""
+        conditions = self._checked(latent, cond)
+        with likelihoods.evaluating(self):
+            return likelihoods.decode(self.field, latent, conditions, **options)
+
+    def _checked(self, x: Tensor, cond: Mapping[str, Any] | None) -> dict[str, Tensor]:
+        self.data.check(x)
+        return self.data.conditions(cond, len(x), x.device)
+
+    def _count(self, n: int | None, x: Tensor | None) -> int:
+        if x is not None:
+            self.data.check(x)
+            if n is not None and n != len(x):
+                raise InputError(f"sample(n={n!r}, x=...) got {len(x)} starting points; leave n out.")
+            n = len(x)
+        if x is None and isinstance(self.process, InterpolantProcess):
+            raise InputError(f"{type(self.process).__name__} starts from data at its far end: sample(x=x1).")
+        if type(n) is not int or n < 1:
+            raise InputError(f"sample(n) needs a whole number of at least 1. Given: {n!r}.")
+        return n
+
+    def _start(self, n: int, x: Tensor | None, like: Tensor, generator: Generators) -> Tensor:
+        """x at t_max."""
+        if x is None:
+            return self.process.prior((n, *self.data.shape), like=like, generator=generator)
+        x = x.to(like)
+        return self.process.depart(x, generator=generator) if isinstance(self.process, InterpolantProcess) else x
+
     def _sampler(self, sampler: Part | Sampler | None, steps: int | None) -> Sampler:
-        named = sampler or self.sampler or DEFAULT_SAMPLER
+        named = next(part for part in (sampler, self.sampler, DEFAULT_SAMPLER) if part is not None)
         if named == DEFAULT_SAMPLER and DEFAULT_SAMPLER not in registry.available("sampler"):
             raise InputError(
                 "This model was composed without a sampler, and none is installed as 'auto'. "
                 f"Name one: sample(n, sampler=...). Installed: {listing(registry.available('sampler'))}."
             )
-        chosen: Sampler = registry.resolve("sampler", named)
+        chosen = cast(Sampler, registry.resolve("sampler", named))
         if steps is not None:
             chosen = chosen.with_steps(steps)
-        _check_sampler(chosen, self.process)
+        _check_sampler(chosen, self.process, self.objective.parametrization(self.process, self.data))
         return chosen
 
     def _like(self) -> Tensor:
@@ -220,11 +311,16 @@ def compose(
 
     if not isinstance(path, goal.requires):
         _refuse("objective", goal, path)
+    if isinstance(path, InterpolantProcess) and not isinstance(goal, PathObjective):
+        raise IncompatibleError(
+            f"{type(path).__name__} joins two data sets, and {type(goal).__name__} takes one. Use an objective that is "
+            "a PathObjective, e.g. 'flow-matching', or a process with a prior."
+        )
     parametrization = goal.parametrization(path, spec)
     path = _solvable(path, parametrization)
     if steps is not None:
-        _check_sampler(steps, path)
-    field = NetworkField(network.build(spec), path, parametrization)
+        _check_sampler(steps, path, parametrization)
+    field = NetworkField(network.build(_built_for(spec, path, parametrization)), path, parametrization)
     return GenerativeModel(path, goal, network, steps, spec, field)
 
 
@@ -250,10 +346,11 @@ def _data_spec(data: DataSpec | tuple[int, ...] | Mapping[str, Any], options: Ma
 def _solvable(process: ProcessSpec, parametrization: Parametrization) -> ProcessSpec:
     """The process, with t_max lowered where the prediction is singular there."""
     if not isinstance(process, GaussianProcess):
-        if parametrization.prediction not in ("velocity", "score"):
+        needed = ("velocity",) if isinstance(process, InterpolantProcess) else ("velocity", "score")
+        if parametrization.prediction not in needed:
             raise IncompatibleError(
                 f"Prediction {parametrization.prediction!r} needs a GaussianProcess; {type(process).__name__} is none. "
-                "Use prediction 'velocity' or 'score'."
+                f"Use prediction {' or '.join(map(repr, needed))}."
             )
         return process
     if _sine(process, parametrization, process.t_max) >= SINGULAR:
@@ -283,12 +380,25 @@ def _sine(process: GaussianProcess, parametrization: Parametrization, t: float) 
     return float(parametrization.determinant(k).abs() / (torch.hypot(a, b) * torch.hypot(k.alpha, k.sigma)))
 
 
-def _check_sampler(sampler: Sampler, process: ProcessSpec) -> None:
+def _built_for(spec: DataSpec, process: ProcessSpec, parametrization: Parametrization) -> DataSpec:
+    """What the network is built for: data twice as large along the first axis where it has two heads."""
+    if not (isinstance(process, InterpolantProcess) and parametrization.score):
+        return spec
+    return spec.replace(shape=(2 * spec.shape[0], *spec.shape[1:]))
+
+
+def _check_sampler(sampler: Sampler, process: ProcessSpec, parametrization: Parametrization) -> None:
     if not isinstance(process, sampler.requires):
         _refuse("sampler", sampler, process)
     sampler.check(process)
     if isinstance(sampler, TableSampler):
         sampler.table(process)
+    if not parametrization.score and sampler.needs_score(process):
+        raise IncompatibleError(
+            f"Sampler {type(sampler).__name__} adds noise and so needs the score of {type(process).__name__}'s p_t, "
+            "which this objective does not give: it learns a velocity alone, or couples the ends. Use a sampler "
+            "without noise, e.g. 'heun', or an objective that learns the score."
+        )
 
 
 def _refuse(kind: str, part: Objective | Sampler, process: ProcessSpec) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from itoflow.backbone import DataSpec
 from itoflow.field import Field, Parametrization
-from itoflow.process import ProcessSpec
+from itoflow.process import PathProcess, ProcessSpec
 from itoflow.spec import Spec
 
 
@@ -42,4 +42,26 @@ class Objective(Spec, ABC):
         Arguments:
             field: the model's field, or any other of the same process (the kit passes exact ones).
             generator: draws the times and the noise.
+        """
+
+
+class PathObjective(Objective):
+    """An objective on paths whose far end may be given: one that serves processes between two data sets too."""
+
+    requires: ClassVar[type] = PathProcess
+
+    @abstractmethod
+    def __call__(
+        self,
+        field: Field,
+        x0: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        x1: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss of each example, (B,), for clean data x0 (B, *S).
+
+        Arguments:
+            x1: (M, *S), draws of the far end for an `itoflow.InterpolantProcess`; None for any other process.
         """

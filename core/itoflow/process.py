@@ -25,7 +25,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -51,13 +51,15 @@ class PathSample:
         x: x_t, (B, *S), data units.
         t: (B,), float64.
         x0: (B, *S), data units.
-        eps: the noise of equation (2), (B, *S); None for a process that is not Gaussian.
+        eps: the noise in x_t, (B, *S), that of equation (2) for a Gaussian process; None where it was simulated.
+        x1: the far end, (B, *S), data units; None unless the process joins two data sets.
     """
 
     x: Tensor
     t: Tensor
     x0: Tensor
     eps: Tensor | None = None
+    x1: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,28 @@ class ProcessSpec(Spec, ABC):
             )
 
 
-class GaussianProcess(ProcessSpec):
+class PathProcess(ProcessSpec):
+    """A process whose x_t is an explicit function of its ends and of noise, so that dx_t/dt given them is known.
+
+    Its mean over all that pass x at t is the velocity that carries p_0 to p_1.
+    """
+
+    @abstractmethod
+    def path_velocity(self, sample: PathSample) -> Tensor:
+        """dx_t/dt at fixed ends and noise: (B, *S), data units per unit of t, forward time."""
+
+    def _checked(self, name: str, t: Tensor) -> Tensor:
+        value = getattr(self, name)(t)
+        if not isinstance(value, Tensor) or value.shape != t.shape:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise SpecError(
+                f"{type(self).__name__}.{name}(t) must return a tensor of t's shape {tuple(t.shape)}; it returned "
+                f"{got}. Write it with torch operations on t, e.g. torch.ones_like(t)."
+            )
+        return value
+
+
+class GaussianProcess(PathProcess):
     """A process with x_t = alpha(t) x_0 + sigma(t) eps; a subclass writes `alpha` and `sigma`, all else follows.
 
     Both map t (any shape, float64) to a tensor of t's shape, use torch operations, and give a log signal-to-noise
@@ -162,11 +185,11 @@ class GaussianProcess(ProcessSpec):
 
     def d_alpha(self, t: Tensor) -> Tensor:
         """d alpha / dt: the shape of t; by forward-mode automatic differentiation unless overridden."""
-        return _derivative(self.alpha, t)
+        return derivative(self.alpha, t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
         """d sigma / dt: the shape of t; by forward-mode automatic differentiation unless overridden."""
-        return _derivative(self.sigma, t)
+        return derivative(self.sigma, t)
 
     def kernel(self, t: Tensor | float, ndim: int = 0) -> Kernel:
         """alpha, sigma and their derivatives at t, float64, each with trailing axes so that it has `ndim` of them.
@@ -179,16 +202,6 @@ class GaussianProcess(ProcessSpec):
         t = torch.as_tensor(t, dtype=torch.float64)
         parts = {name: self._checked(name, t) for name in ("alpha", "sigma", "d_alpha", "d_sigma")}
         return Kernel(**{name: broadcast_time(value, ndim) for name, value in parts.items()})
-
-    def _checked(self, name: str, t: Tensor) -> Tensor:
-        value = getattr(self, name)(t)
-        if not isinstance(value, Tensor) or value.shape != t.shape:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise SpecError(
-                f"{type(self).__name__}.{name}(t) must return a tensor of t's shape {tuple(t.shape)}; it returned "
-                f"{got}. Write it with torch operations on t, e.g. torch.ones_like(t)."
-            )
-        return value
 
     def log_snr(self, t: Tensor) -> Tensor:
         """lambda(t) = log(alpha^2 / sigma^2): the shape of t; +inf where sigma = 0 and -inf where alpha = 0."""
@@ -234,11 +247,19 @@ class GaussianProcess(ProcessSpec):
 
     def perturb(self, x0: Tensor, t: Tensor, *, generator: torch.Generator | None = None) -> PathSample:
         """Draw x_t = alpha x_0 + sigma eps, equation (2), for x0 (B, *S) and t (B,)."""
+        return self.path(x0, normal(x0.shape, like=x0, generator=generator), t)
+
+    def path(self, x0: Tensor, eps: Tensor, t: Tensor) -> PathSample:
+        """x_t = alpha x_0 + sigma eps, equation (2), for given x0 and eps (B, *S) and t (B,)."""
         t = t.to(torch.float64)
         k = self.kernel(t, x0.ndim)
-        eps = normal(x0.shape, like=x0, generator=generator)
         x = k.alpha.to(x0.dtype) * x0 + k.sigma.to(x0.dtype) * eps
         return PathSample(x=x, t=t, x0=x0, eps=eps)
+
+    def path_velocity(self, sample: PathSample) -> Tensor:
+        """d_alpha x_0 + d_sigma eps."""
+        k = self.kernel(sample.t, sample.x.ndim)
+        return k.d_alpha.to(sample.x.dtype) * sample.x0 + k.d_sigma.to(sample.x.dtype) * cast(Tensor, sample.eps)
 
     def ends(self) -> tuple[Kernel, Kernel]:
         """The kernel at t_min and at t_max."""
@@ -250,7 +271,8 @@ def broadcast_time(value: Tensor, ndim: int) -> Tensor:
     return value.reshape(value.shape + (1,) * (ndim - value.ndim)) if value.ndim else value
 
 
-def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    derivative: Any = torch.func.jvp(function, (t,), (torch.ones_like(t),))
-    tangent: Tensor = derivative[1]
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """d function / dt by forward-mode automatic differentiation: the shape of t."""
+    value_and_tangent: Any = torch.func.jvp(function, (t,), (torch.ones_like(t),))
+    tangent: Tensor = value_and_tangent[1]
     return tangent

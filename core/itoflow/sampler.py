@@ -71,6 +71,10 @@ class Sampler(Spec, ABC):
                 f"Sampler {type(self).__name__} needs a {self.requires.__name__}; {type(process).__name__} is none."
             )
 
+    def needs_score(self, process: ProcessSpec) -> bool:
+        """Whether it uses the score, as all that add noise do; `compose` refuses it where none is known."""
+        return False
+
     def with_steps(self, steps: int) -> Self:
         """This sampler with another number of time steps.
 
@@ -100,6 +104,10 @@ class TableSampler(Sampler):
     @abstractmethod
     def table(self, process: ProcessSpec) -> Table:
         """All rows for this process, coefficients in float64."""
+
+    def needs_score(self, process: ProcessSpec) -> bool:
+        """Whether a row adds noise, or has a strength."""
+        return any(row.eta or row.c or row.r for row in self.table(process).rows)
 
     def times(self, process: ProcessSpec) -> tuple[tuple[float, ...], tuple[Row, ...]]:
         """The times of the steps, from t_max downwards, and the rows that end the run.

@@ -20,17 +20,27 @@ from typing import Any
 
 from itoflow.field import Parametrization
 from itoflow.spec import Spec
-from itoflow.testing import backbones, objectives, parametrizations, processes, samplers
+from itoflow.testing import backbones, interpolants, marginals, objectives, parametrizations, processes, samplers
 from itoflow.testing.assertions import check_options
+from itoflow.testing.interpolants import InterpolantOracle
 from itoflow.testing.oracles import GaussianOracle, MixtureOracle, OracleField
 from itoflow.testing.samplers import fitted_order
 
-__all__ = ["Check", "GaussianOracle", "MixtureOracle", "OracleField", "checks", "fitted_order", "run_checks"]
+__all__ = [
+    "Check",
+    "GaussianOracle",
+    "InterpolantOracle",
+    "MixtureOracle",
+    "OracleField",
+    "checks",
+    "fitted_order",
+    "run_checks",
+]
 
 Check = Callable[[Any], None]
 
 _CHECKS: dict[str, tuple[Check, ...]] = {
-    "process": processes.CHECKS,
+    "process": (*processes.CHECKS, *interpolants.CHECKS, marginals.check_marginals),
     "objective": objectives.CHECKS,
     "backbone": backbones.CHECKS,
     "sampler": samplers.CHECKS,

@@ -13,7 +13,8 @@ N(m_0, V_0) the posterior is known,
 and velocity = f - g^2/2 score. (2) is compared on all of [t_min, t_max], both ends and their neighbourhoods included,
 in every prediction type that `compose` accepts there.
 
-Checks of alpha and sigma apply to a `GaussianProcess`; on another process they return at once.
+Checks of alpha and sigma apply to a `GaussianProcess`; on another process they return at once. A process between two
+data sets has neither a forward SDE nor a prior of its own; `interpolants` and `marginals` hold it instead.
 
 References:
     Applied Stochastic Differential Equations (Sarkka and Solin, 2019), section 5.5, for (1).
@@ -33,6 +34,7 @@ from itoflow.dynamics import ForwardSDE, simulate
 from itoflow.errors import IncompatibleError, UndefinedError
 from itoflow.field import GaussianPrediction, Parametrization, PredictionName
 from itoflow.grids import time_grid
+from itoflow.interpolant import InterpolantProcess
 from itoflow.loop import run_table
 from itoflow.process import GaussianProcess, ProcessSpec
 from itoflow.table import Row, Table
@@ -59,6 +61,8 @@ DATA_MEAN, DATA_STD = 0.7, 0.6
 
 def check_shapes(process: ProcessSpec) -> None:
     """Functions of time return float64 tensors of t's shape, () or (B,); drift keeps x's shape and dtype."""
+    if isinstance(process, InterpolantProcess):
+        return
     name, middle = type(process).__name__, (process.t_min + process.t_max) / 2
     functions = ["network_time", "diffusion"]
     if isinstance(process, GaussianProcess):
@@ -143,6 +147,8 @@ def check_sde(process: ProcessSpec) -> None:
 
     With m = alpha x0 and V = sigma^2: f(alpha x0) = alpha' x0 and g^2 = (sigma^2)' - 2 (alpha' / alpha) sigma^2.
     """
+    if isinstance(process, InterpolantProcess):
+        return
     if not isinstance(process, GaussianProcess):
         g = process.diffusion(times(process))
         expect_finite(g, "diffusion(t)", at=times(process))
@@ -304,6 +310,8 @@ def check_forward(process: ProcessSpec) -> None:
     1000 Euler-Maruyama steps from t_min, 10000 draws, read where the signal-to-noise ratio is 10, 1 and least (or
     alpha = 0.05, short of a singular end). Allowance: 3 per cent for the step, 5 standard errors for chance.
     """
+    if isinstance(process, InterpolantProcess):
+        return
     if not isinstance(process, GaussianProcess):
         _check_simulated(process)
         return
@@ -341,6 +349,8 @@ def check_perturb(process: ProcessSpec) -> None:
     A Gaussian process returns the eps of x = alpha x0 + sigma eps, standard normal: mean and variance of 20000 values
     within 5 standard errors.
     """
+    if isinstance(process, InterpolantProcess):
+        return
     name = type(process).__name__
     t = torch.linspace(process.t_min, process.t_max, 100, dtype=torch.float64)[1:-1]
     for dtype in (torch.float32, torch.float64):
@@ -382,6 +392,8 @@ def check_prior(process: ProcessSpec) -> None:
     One coordinate, 4000 draws; the test's false-alarm rate is 1e-6. A process without a prior density (its far end is
     data) raises UndefinedError and is not held to this.
     """
+    if isinstance(process, InterpolantProcess):
+        return
     name, n = type(process).__name__, 4000
     like = torch.empty(0, dtype=torch.float64)
     with global_randomness_untouched(f"{name}.prior"):

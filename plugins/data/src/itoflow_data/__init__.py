@@ -8,12 +8,25 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_NAMES = ("DataSource", "Examples", "Split", "from_levels", "load_dataset", "split_index", "split_indices", "to_levels")
+_NAMES = (
+    "Bijection",
+    "DataSource",
+    "Examples",
+    "Split",
+    "Transformed",
+    "from_levels",
+    "load_dataset",
+    "split_index",
+    "split_indices",
+    "to_levels",
+)
 
 if TYPE_CHECKING:  # the same names for type checkers; a test holds the two lists equal
+    from itoflow_data.base import Bijection as Bijection
     from itoflow_data.base import DataSource as DataSource
     from itoflow_data.base import Examples as Examples
     from itoflow_data.base import Split as Split
+    from itoflow_data.base import Transformed as Transformed
     from itoflow_data.base import from_levels as from_levels
     from itoflow_data.base import load_dataset as load_dataset
     from itoflow_data.base import split_index as split_index

@@ -147,6 +147,37 @@ class DataSource(Spec, ABC):
         """
 
 
+class Bijection(ABC):
+    """An invertible map from the values of dequantised data, x, to those that a model is trained on, z; float64."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """z (B, *S) of x (B, *S)."""
+
+    @abstractmethod
+    def inverse(self, z: Tensor) -> Tensor:
+        """x (B, *S) of z (B, *S)."""
+
+    @abstractmethod
+    def log_det(self, x: Tensor) -> Tensor:
+        """log |det dz/dx| at x, (B,): log p(x) = log p(z) + log_det(x)."""
+
+
+class Transformed(DataSource, ABC):
+    """A data set seen through a bijection.
+
+    As a source it gives z, dequantised once. Who dequantises anew at every step, or wants a density or samples in the
+    units of `source`, uses the map itself.
+    """
+
+    source: DataSource
+    """The data set."""
+
+    @abstractmethod
+    def fit(self) -> Bijection:
+        """The map, from the train part of the source: equal for equal options."""
+
+
 def load_dataset(value: str | Mapping[str, Any] | DataSource) -> DataSource:
     """A data set from a name, a mapping with `name` and options, or the object itself. Loads no data.
 

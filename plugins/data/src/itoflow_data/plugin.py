@@ -24,6 +24,11 @@ def itoflow_datasets() -> list[Registration]:
         Registration(
             "fashion-mnist", "itoflow_data.fashion_mnist:FashionMNIST", "Clothing of ten kinds in grey, (1, 28, 28)"
         ),
+        Registration(
+            "gaussianised",
+            "itoflow_data.gaussianised:Gaussianised",
+            "Another data set, each value mapped to a standard normal, invertibly",
+        ),
         Registration("array-file", "itoflow_data.arrays:ArrayFile", "Arrays of a .npy or .npz file"),
         Registration("idx-files", "itoflow_data.idx:IdxFiles", "A folder of IDX files, as MNIST has them"),
         Registration("image-folder", "itoflow_data.images:ImageFolder", "A folder of images, sub-folders as classes"),

@@ -60,6 +60,10 @@ class PredictorCorrector(Sampler):
                     "takes more. Use 'reverse-diffusion', 'ancestral', 'euler-maruyama', 'euler' or 'ddim'."
                 )
 
+    def needs_score(self, process: ProcessSpec) -> bool:
+        """Langevin steps do, and so may the predictor."""
+        return self.corrector_steps > 0 or self.predictor.needs_score(process)
+
     @torch.no_grad()
     def __call__(
         self,

@@ -75,11 +75,8 @@ class DenoisingScoreMatching(Objective):
         """
         process = cast(GaussianProcess, field.process)
         prediction = cast(GaussianPrediction, field(sample.x, sample.t, cond))
-        a, b, k = prediction.a, prediction.b, prediction.kernel
-        target = a.to(sample.x.dtype) * sample.x0 + b.to(sample.x.dtype) * cast(Tensor, sample.eps)
-        error = (prediction.output - target).square().flatten(1).mean(1)
-        scale = (k.sigma / (k.alpha * b - k.sigma * a)).square().reshape(sample.t.shape)
-        return (self.weight(process, sample.t, field.data_std) * scale).to(error.dtype) * error
+        one, zero = torch.ones_like(prediction.a), torch.zeros_like(prediction.a)
+        return prediction.error(sample, one, zero, self.weight(process, sample.t, field.data_std))
 
     def weight(self, process: GaussianProcess, t: Tensor, data_std: float = 1.0) -> Tensor:
         """w(t): the shape of t, float64."""

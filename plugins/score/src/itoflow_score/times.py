@@ -3,6 +3,7 @@ r"""At which times an objective looks: maps from a uniform u in (0, 1] to t in [
     uniform       t uniform
     log-normal    log(sigma/alpha) ~ N(mean, std^2), mapped to t and clipped to the process's range; a choice of
                   emphasis, not corrected for
+    logit-normal  the logit of t ~ N(mean, std^2), more often in the middle; likewise
     importance    t with density proportional to the loss expected for Gaussian data, divided out again: the same
                   expected loss as uniform times, with less variance where the weighting is steep
 
@@ -11,6 +12,8 @@ Stratified numbers u_i = (i + v_i) / B cover a batch evenly; each is uniform ove
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
     https://arxiv.org/abs/2206.00364, table 1, for log-normal.
+    Scaling Rectified Flow Transformers for High-Resolution Image Synthesis (Esser et al., 2024),
+    https://arxiv.org/abs/2403.03206, section 3.1, for logit-normal.
     Maximum Likelihood Training of Score-Based Diffusion Models (Song et al., 2021),
     https://arxiv.org/abs/2101.09258, section 5.2, for importance.
     Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630, appendix I.1, for even cover.
@@ -24,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from itoflow import GaussianProcess
+from itoflow import GaussianProcess, ProcessSpec
 from itoflow.noise import uniform
 
 TimesName = Literal["uniform", "log-normal", "importance"]
@@ -42,9 +45,14 @@ def unit_numbers(n: int, like: Tensor, generator: torch.Generator | None, *, str
     return (order + u) / n
 
 
-def uniform_times(process: GaussianProcess, u: Tensor) -> Tensor:
+def uniform_times(process: ProcessSpec, u: Tensor) -> Tensor:
     """t: the shape of u, uniform on (t_min, t_max]."""
     return process.t_min + (process.t_max - process.t_min) * u
+
+
+def logit_normal_times(process: ProcessSpec, u: Tensor, *, mean: float, std: float) -> Tensor:
+    """t: the shape of u; log(s / (1 - s)) is normal for s = (t - t_min) / (t_max - t_min)."""
+    return uniform_times(process, torch.sigmoid(mean + std * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))))
 
 
 def log_normal_times(process: GaussianProcess, u: Tensor, *, mean: float, std: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The commands `itoflow train` and `itoflow sample`."""
+"""The commands `itoflow train`, `itoflow sample` and `itoflow evaluate`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import numpy as np
 import torch
 
 from itoflow import GenerativeModel, InputError
+from itoflow_data import Split
+from itoflow_train.evaluation import CHECKED, Evaluation
+from itoflow_train.evaluation import evaluate as likelihood_of
+from itoflow_train.evaluation import table as likelihood_table
 from itoflow_train.loop import build, fit
 from itoflow_train.pictures import drawable, picture
 from itoflow_train.quality import at_levels
 from itoflow_train.recipe import read, shipped
 from itoflow_train.report import conditions, draw_pictures, measure_quality, table
-from itoflow_train.run import Run, load_run
+from itoflow_train.run import Run, load_recipe, load_run, load_values
+from itoflow_train.values import Values
 
 
 def train(argv: list[str]) -> int:
@@ -72,7 +77,7 @@ def sample(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="file without suffix (default: RUN/samples-N)")
     arguments = parser.parse_args(argv)
 
-    model = load_run(arguments.run)
+    model, values = load_run(arguments.run), load_values(arguments.run)
     cond = _conditions(model, arguments.n, arguments.label)
     x = model.sample(
         arguments.n,
@@ -81,17 +86,73 @@ def sample(argv: list[str]) -> int:
         steps=arguments.steps,
         generator=torch.Generator().manual_seed(arguments.seed),
     )
+    data = model.data if values is None else values.data
+    x = x if values is None else values.leave(x)
     out = arguments.out or Path(arguments.run) / f"samples-{arguments.n}"
     arrays = {"x": x.numpy(), **{name: np.asarray(value) for name, value in (cond or {}).items()}}
     try:
         np.savez(out.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
         written = [out.with_suffix(".npz")]
-        if drawable(model.data):
-            picture(at_levels(x, model.data), model.data).save(out.with_suffix(".png"))
+        if drawable(data):
+            picture(at_levels(x, data), data).save(out.with_suffix(".png"))
             written.append(out.with_suffix(".png"))
     except OSError as error:
         raise InputError(f"Cannot write {out}: {error.strerror or error}.") from error
     print(" ".join(str(path) for path in written), file=sys.stdout)
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """Print the likelihood of a run's data under its model, and leave it in the run folder."""
+    parser = argparse.ArgumentParser(
+        prog="itoflow evaluate",
+        description="Nats and bits per dimension of the test and train data, by the probability-flow ODE.",
+    )
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("--parts", nargs="+", choices=["test", "train"], default=["test", "train"])
+    parser.add_argument("--limit", type=int, help="examples of each part, the first (default: all)")
+    parser.add_argument("--draws", type=int, default=4, help="dequantisations of each example (default: 4)")
+    parser.add_argument("--exact", action="store_true", help="the exact divergence for all examples (default: probes)")
+    parser.add_argument("--probes", type=int, default=1, help="Rademacher probes of an example (default: 1)")
+    parser.add_argument("--method", default="dopri5", help="a sampler that integrates (default: dopri5)")
+    parser.add_argument("--rtol", type=float, default=1e-3, help="relative tolerance (default: 1e-3)")
+    parser.add_argument("--check", type=int, default=CHECKED, help="examples that are solved again for the errors")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+
+    for name in ("limit", "draws", "check"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise InputError(f"--{name} must be at least 1. Given: {number}.")
+    recipe = load_recipe(arguments.run)
+    if recipe is None:
+        raise InputError(f"{arguments.run} holds no recipe.json, so its data are unknown. Give the folder of a run.")
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    model = load_run(arguments.run)
+    values = Values(recipe.data, dequantised=recipe.training.dequantise)
+    divergence = (
+        {"divergence": "exact"} if arguments.exact else {"divergence": "hutchinson", "probes": arguments.probes}
+    )
+    parts: dict[Split, Evaluation] = {
+        split: likelihood_of(
+            model,
+            values,
+            values.source.load(split)[: arguments.limit],
+            draws=arguments.draws,
+            seed=arguments.seed,
+            rtol=arguments.rtol,
+            check=arguments.check,
+            method=arguments.method,
+            **divergence,
+        )
+        for split in arguments.parts
+    }
+    figures = {split: found.to_dict() for split, found in parts.items()}
+    text = json.dumps(figures, indent=2)
+    (Path(arguments.run) / "likelihood.json").write_text(text + "\n")
+    print(text if arguments.json else likelihood_table(parts))
     return 0
 
 

@@ -16,6 +16,7 @@ from itoflow import GenerativeModel, InputError, NumericalError, compose
 from itoflow_train.ema import moving_average
 from itoflow_train.recipe import Recipe, TrainingOptions
 from itoflow_train.run import Run
+from itoflow_train.values import Values
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False
     """
     options = recipe.training
     accelerator = Accelerator(mixed_precision=options.precision, cpu=cpu)
-    examples = recipe.data.load("train")
+    values = Values(recipe.data, dequantised=options.dequantise)
+    examples = values.source.load("train")
     share = options.batch_size // accelerator.num_processes
     if share < 1:
         raise InputError(
@@ -73,7 +75,6 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False
     generator = torch.Generator(accelerator.device).manual_seed(seed)
     examples = examples.to(accelerator.device)
     batches = examples.batches(share, torch.Generator().manual_seed(seed))
-    width = _level_width(model) if options.dequantise else 0.0
     bar = tqdm(
         total=options.steps,
         unit="step",
@@ -83,10 +84,7 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False
     start, last, losses = time.perf_counter(), time.perf_counter(), []
     for step in range(1, options.steps + 1):
         batch = next(batches)
-        x = batch.x
-        if width:
-            noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            x = x + width * (noise - 0.5)
+        x = values.enter(values.noisy(batch.x, generator))
         rate = options.learning_rate * schedule(options, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -148,11 +146,3 @@ def _averaged(model: GenerativeModel, field: torch.nn.Module) -> GenerativeModel
     averaged = copy.copy(model)
     averaged._modules = {**model._modules, "field": copy.deepcopy(field)}
     return averaged.eval()
-
-
-def _level_width(model: GenerativeModel) -> float:
-    """The distance between two values of discrete data, data units."""
-    data = model.data
-    if data.levels is None:
-        raise InputError("training.dequantise is for discrete data; this data spec has no levels. Leave it out.")
-    return (data.high - data.low) / (data.levels - 1)

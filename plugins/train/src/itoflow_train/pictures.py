@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from itoflow import DataSpec, GaussianProcess, GenerativeModel, Step
+from itoflow_train.values import Values
 
 
 def drawable(data: DataSpec) -> bool:
@@ -67,11 +68,12 @@ class Film:
 
     Arguments:
         model: being sampled.
+        values: take its states to the data's units.
         frames: how many to keep at most.
     """
 
-    def __init__(self, model: GenerativeModel, frames: int) -> None:
-        self.model, self.frames = model, frames
+    def __init__(self, model: GenerativeModel, values: Values, frames: int) -> None:
+        self.model, self.values, self.frames = model, values, frames
         self.pictures: list[Image.Image] = []
         self._last: Tensor | None = None
 
@@ -82,7 +84,9 @@ class Film:
         self._last = step.x
         last = step.calls is not None and step.index == step.calls - 1
         x = step.x if last else step.x * self._scale(step.t)
-        self.pictures.append(picture(x, self.model.data, side=256).quantize(32))  # noise compresses badly
+        self.pictures.append(
+            picture(self.values.leave(x), self.values.data, side=256).quantize(32)
+        )  # noise compresses badly
 
     def _scale(self, t: float) -> float:
         process, std = self.model.process, self.model.data.std

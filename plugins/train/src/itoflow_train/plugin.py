@@ -7,8 +7,9 @@ from itoflow import Registration, hookimpl
 
 @hookimpl
 def itoflow_commands() -> list[Registration]:
-    """The commands `itoflow train` and `itoflow sample`."""
+    """The commands `itoflow train`, `itoflow sample` and `itoflow evaluate`."""
     return [
         Registration("train", "itoflow_train.commands:train", "Train the model of a recipe and report its quality"),
         Registration("sample", "itoflow_train.commands:sample", "Draw samples from a trained run or a saved model"),
+        Registration("evaluate", "itoflow_train.commands:evaluate", "Nats and bits per dimension of a run's data"),
     ]

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itoflow import DataSpec, GenerativeModel, InputError
+from itoflow import DataSpec, InputError
 from itoflow_data import Examples
 from itoflow_train.recipe import ReportOptions
 
@@ -105,7 +105,7 @@ class Quality:
 
 
 def measure(
-    model: GenerativeModel,
+    data: DataSpec,
     train: Examples,
     test: Examples,
     options: ReportOptions,
@@ -118,11 +118,11 @@ def measure(
     """All figures of one model.
 
     Arguments:
+        data: of train, test and the samples.
         draw: gives n samples, of the classes asked for where the model is conditional.
         evaluations, samples_per_second: passed on to the report.
         seed: of the choices made here.
     """
-    data = model.data
     size = min(options.samples, len(test), len(train))
     real = test.x[:size]
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ from itoflow_train.pictures import Film, drawable, picture
 from itoflow_train.quality import Quality, at_levels, measure
 from itoflow_train.recipe import Recipe
 from itoflow_train.run import Run
+from itoflow_train.values import Values
 
 SEED = 20_000
 """Added to the run's seed for sampling, so that samples are drawn apart from training."""
@@ -27,16 +28,17 @@ def conditions(model: GenerativeModel, n: int, classes: Tensor | None = None) ->
 
 def draw_pictures(model: GenerativeModel, recipe: Recipe, run: Run) -> None:
     """samples.png, and trajectory.gif: from the same noise, with a step for each frame."""
-    n, data = recipe.report.grid, model.data
+    values = Values(recipe.data, dequantised=recipe.training.dequantise)
+    n, data = recipe.report.grid, values.data
     if not n or not drawable(data):
         return
     n = n if len(data.shape) == 3 else max(n, 2000)
     seed = recipe.training.seed + SEED
     x = model.sample(n, conditions(model, n), generator=torch.Generator(model.device).manual_seed(seed))
-    picture(at_levels(x, data), data).save(run.path / "samples.png")
+    picture(at_levels(values.leave(x), data), data).save(run.path / "samples.png")
     frames = recipe.report.frames
     if frames:
-        film = Film(model, frames)
+        film = Film(model, values, frames)
         steps = frames if "steps" in type(recipe.sampler).model_fields else None
         generator = torch.Generator(model.device).manual_seed(seed)
         model.sample(n, conditions(model, n), steps=steps, generator=generator, callback=film)
@@ -48,18 +50,26 @@ def measure_quality(model: GenerativeModel, recipe: Recipe) -> Quality | None:
     options = recipe.report
     if not options.samples or model.data.vector is not None:
         return None
-    train, test = recipe.data.load("train"), recipe.data.load("test")
+    values = Values(recipe.data, dequantised=recipe.training.dequantise)
+    train, test = values.source.load("train"), values.source.load("test")
     generator = torch.Generator(model.device).manual_seed(recipe.training.seed + SEED + 1)
 
     def draw(n: int, classes: Tensor | None) -> Tensor:
-        return model.sample(n, conditions(model, n, classes), generator=generator).cpu()
+        return values.leave(model.sample(n, conditions(model, n, classes), generator=generator)).cpu()
 
     calls: list[Step] = []
     start = time.perf_counter()
     model.sample(options.samples, conditions(model, options.samples), generator=generator, callback=calls.append)
     rate = options.samples / (time.perf_counter() - start)
     return measure(
-        model, train, test, options, draw, evaluations=len(calls), samples_per_second=rate, seed=recipe.training.seed
+        values.data,
+        train,
+        test,
+        options,
+        draw,
+        evaluations=len(calls),
+        samples_per_second=rate,
+        seed=recipe.training.seed,
     )
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from itoflow import GenerativeModel, InputError, load
-from itoflow_train.recipe import Recipe
+from itoflow_train.recipe import Recipe, read
+from itoflow_train.values import Values
 
 
 class Run:
@@ -64,6 +65,26 @@ class Run:
     def checkpoint(self, model: GenerativeModel, step: int) -> Path:
         """checkpoints/step-NNNNNN."""
         return model.save(self.path / "checkpoints" / f"step-{step:06d}", overwrite=True)
+
+
+def load_values(path: str | Path) -> Values | None:
+    """What the data of a run folder are; None for a saved model's folder, whose samples stay as it sees them.
+
+    Raises:
+        InputError: recipe.json does not parse.
+    """
+    recipe = load_recipe(path)
+    return None if recipe is None else Values(recipe.data, dequantised=recipe.training.dequantise)
+
+
+def load_recipe(path: str | Path) -> Recipe | None:
+    """The recipe of a run folder, None where there is none.
+
+    Raises:
+        InputError: recipe.json does not parse.
+    """
+    file = Path(path) / "recipe.json"
+    return read(str(file)) if file.is_file() else None
 
 
 def load_run(path: str | Path) -> GenerativeModel:

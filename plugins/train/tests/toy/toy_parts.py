@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from itoflow import (
     Backbone,
     DataSpec,
+    Dynamics,
     Field,
     GaussianProcess,
     Objective,
@@ -90,6 +91,23 @@ class ToySampler(TableSampler):
         return Table((*(Row(t, b=(after - t,)) for t, after in pairwise(times)), *ending))
 
 
+class ToyIntegrator(ToySampler):
+    """Runge-Kutta of order 4, either way, whatever the tolerance."""
+
+    rtol: float = 1e-3
+    atol: float = 1e-3
+
+    def integrate(self, dynamics: Dynamics, state: Tensor, t_from: float, t_to: float) -> Tensor:
+        times = torch.linspace(t_from, t_to, self.steps + 1, dtype=torch.float64)
+        for t, h in zip(times, times.diff(), strict=False):
+            first = dynamics.drift(state, t)
+            second = dynamics.drift(state + h / 2 * first, t + h / 2)
+            third = dynamics.drift(state + h / 2 * second, t + h / 2)
+            fourth = dynamics.drift(state + h * third, t + h)
+            state = state + h / 6 * (first + 2 * second + 2 * third + fourth)
+        return state
+
+
 @hookimpl
 def itoflow_processes() -> list[Registration]:
     return [Registration("toy-process", "toy_parts:ToyProcess", "toy")]
@@ -107,4 +125,7 @@ def itoflow_backbones() -> list[Registration]:
 
 @hookimpl
 def itoflow_samplers() -> list[Registration]:
-    return [Registration("toy-sampler", "toy_parts:ToySampler", "toy")]
+    return [
+        Registration("toy-sampler", "toy_parts:ToySampler", "toy"),
+        Registration("toy-integrator", "toy_parts:ToyIntegrator", "toy"),
+    ]

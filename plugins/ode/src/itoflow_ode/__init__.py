@@ -1,0 +1,1 @@
+"""Adaptive solvers of the probability-flow ODE for itoflow."""

@@ -1,0 +1,154 @@
+r"""The likelihood of a run's data: nats, bits per dimension, and what they are worth.
+
+For each example x of a part, with K dequantisation draws y_1 ... y_K of it,
+
+    L_1 = mean_k log p(y_k)                       a lower bound of log of the mass of x's cell, over w^D;          (1)
+    L_K = log mean_k p(y_k)  >=  L_1              the same bound by importance weighting, tight for K -> inf.      (2)
+
+(2) needs the log p(y_k) without noise: with Hutchinson's estimate the mean of exponentials counts its noise as density,
+so that it is given for the exact divergence alone.
+
+Every figure comes with its standard error over the examples. The error of the solver is estimated on some examples,
+solved again with a tenth of the tolerance and the same noise and probes; where probes are used, these examples are also
+solved with the exact divergence, the difference being Hutchinson's, with its standard error.
+
+References:
+    Importance Weighted Autoencoders (Burda et al., 2016), https://arxiv.org/abs/1509.00519, equation 8.
+    Flow++: Improving Flow-Based Generative Models with Variational Dequantization (Ho et al., 2019),
+    https://arxiv.org/abs/1902.00275, section 3.1, for dequantisation as a bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from itoflow import GenerativeModel
+from itoflow.likelihood import LikelihoodOptions, bits_per_dimension
+from itoflow_data import Examples, Split
+from itoflow_train.values import Values
+
+CHECKED = 16
+"""Examples that are solved again for the error of the solver and of the probes."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over examples and its standard error."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> Estimate:
+        """Of one value for each example, (N,)."""
+        return cls(float(values.mean()), float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The likelihood of one part of the data.
+
+    Arguments:
+        examples, draws: how many, and of each how many dequantisations.
+        nats: log p of an example, (1), in the units of the data.
+        bits: per dimension, of (1).
+        weighted_bits: per dimension, of (2); None with one draw or with probes.
+        draw_spread: standard deviation of the mean bits over the draws; 0 for one.
+        evaluations: of velocity and divergence, for the hardest block of examples.
+        solver: bits at a tenth of the tolerance less those at the tolerance, of some examples.
+        probes: bits by probes less those by the exact divergence, of some examples; None where none were used.
+    """
+
+    examples: int
+    draws: int
+    nats: Estimate
+    bits: Estimate
+    weighted_bits: Estimate | None
+    draw_spread: float
+    evaluations: int
+    solver: Estimate
+    probes: Estimate | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON data."""
+        return asdict(self)
+
+
+def evaluate(
+    model: GenerativeModel,
+    values: Values,
+    examples: Examples,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    rtol: float = 1e-3,
+    check: int = CHECKED,
+    **options: Any,
+) -> Evaluation:
+    """The likelihood of examples under a model.
+
+    Arguments:
+        draws: dequantisations of each example; 1 is used for continuous data.
+        seed: of dequantisation and probes.
+        rtol: relative tolerance of the solver; the absolute is a tenth of it.
+        check: number of examples that are solved again.
+        options: further options of `itoflow.likelihood.LikelihoodOptions`.
+    """
+    draws = draws if values.dequantised else 1
+    noise = torch.Generator().manual_seed(seed)
+
+    def log_prob(y: Tensor, cond: Any, tolerance: float, **changed: Any) -> tuple[Tensor, int]:
+        probes = torch.Generator().manual_seed(seed + 1)  # the same for the same examples
+        chosen = cast(LikelihoodOptions, {**options, "rtol": tolerance, "generator": probes, **changed})
+        found = model.likelihood(values.enter(y), cond, **chosen)
+        return found.log_prob + values.log_det(y), found.evaluations
+
+    def bits(log_prob: Tensor) -> Tensor:
+        return bits_per_dimension(log_prob, values.data)
+
+    noisy = [values.noisy(examples.x.double(), noise) for _ in range(draws)]
+    solved = [log_prob(y, examples.cond, rtol) for y in noisy]
+    each = torch.stack([found for found, _ in solved])
+    few, hutchinson = examples[: max(check, 1)], options.get("divergence", "exact") == "hutchinson"
+    loose = bits(log_prob(noisy[0][: len(few)], few.cond, rtol)[0])
+    tight = bits(log_prob(noisy[0][: len(few)], few.cond, rtol / 10)[0])
+    exact = bits(log_prob(noisy[0][: len(few)], few.cond, rtol, divergence="exact")[0]) if hutchinson else None
+    weighted = each.logsumexp(0) - math.log(draws)
+    return Evaluation(
+        examples=len(examples),
+        draws=draws,
+        nats=Estimate.of(each.mean(0)),
+        bits=Estimate.of(bits(each.mean(0))),
+        weighted_bits=None if hutchinson or draws == 1 else Estimate.of(bits(weighted)),
+        draw_spread=float(bits(each).mean(1).std()) if draws > 1 else 0.0,
+        evaluations=max(count for _, count in solved),
+        solver=Estimate.of(tight - loose),
+        probes=None if exact is None else Estimate.of(loose - exact),
+    )
+
+
+def table(parts: dict[Split, Evaluation]) -> str:
+    """The figures for people."""
+    lines = [f"{'':<30}" + "".join(f"{split:>20}" for split in parts)]
+
+    def row(label: str, *cells: str) -> None:
+        lines.append(f"{label:<30}" + "".join(f"{cell:>20}" for cell in cells))
+
+    def pm(estimate: Estimate | None, digits: int = 4) -> str:
+        return "-" if estimate is None else f"{estimate.mean:.{digits}f} +- {estimate.error:.{digits}f}"
+
+    found = list(parts.values())
+    row("examples x draws", *(f"{e.examples} x {e.draws}" for e in found))
+    row("log p, nats", *(pm(e.nats, 2) for e in found))
+    row("bits per dimension", *(pm(e.bits) for e in found))
+    row("  importance-weighted", *(pm(e.weighted_bits) for e in found))
+    row("  spread of the draws", *(f"{e.draw_spread:.4f}" for e in found))
+    row("  solver (rtol / 10)", *(f"{e.solver.mean:+.1e} +- {e.solver.error:.0e}" for e in found))
+    row("  probes less exact", *("-" if e.probes is None else pm(e.probes) for e in found))
+    row("evaluations", *(str(e.evaluations) for e in found))
+    return "\n".join(lines)

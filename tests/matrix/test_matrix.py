@@ -1,8 +1,8 @@
 """Every combination of what is installed works or says why not (promise 1 of the design).
 
 The names come from the registry, so that a new plugin is walked without a change here. One test composes one process
-with one objective in one prediction; inside, every backbone trains one step and every sampler draws, and for the first
-backbone on every time grid too. Presets of a backbone are saved, loaded and conditioned as all are. A refusal must be
+with one objective in one prediction; inside, every backbone trains one step and every sampler draws, once for each
+process on every time grid too. Presets of a backbone are saved, loaded and conditioned as all are. A refusal must be
 an IncompatibleError that names both sides.
 """
 
@@ -14,7 +14,17 @@ from typing import get_args
 import pytest
 import torch
 
-from itoflow import IncompatibleError, InputError, ItoflowWarning, OptionError, TableSampler, compose, load, registry
+from itoflow import (
+    IncompatibleError,
+    InputError,
+    InterpolantProcess,
+    ItoflowWarning,
+    OptionError,
+    TableSampler,
+    compose,
+    load,
+    registry,
+)
 from itoflow.process import GridName
 from itoflow.testing.problems import Straight
 
@@ -115,16 +125,37 @@ def few(sampler):
     return {"steps": 3}
 
 
+def start(model):
+    """Two samples from noise, or from data where the far end is data."""
+    if isinstance(model.process, InterpolantProcess):
+        return {"x": torch.randn(2, *DATA["shape"], generator=torch.Generator().manual_seed(4))}
+    return {"n": 2}
+
+
 def draw(model, sampler, where):
     """Two samples, finite and of a sane size; or a refusal that helps."""
     try:
-        x = model.sample(2, sampler=sampler, generator=torch.Generator().manual_seed(2), **few(sampler))
+        x = model.sample(**start(model), sampler=sampler, generator=torch.Generator().manual_seed(2), **few(sampler))
     except IncompatibleError as error:
         helpful(error, process=where[0], sampler=where[4])
         return
     assert x.shape == (2, 1, 8, 8), where
     assert bool(torch.isfinite(x).all()), where
     assert float(x.abs().max()) < LARGEST, where
+
+
+def draws(case, position):
+    """Which (sampler, grid) draw from a case and its backbone in this position; grid None is the sampler's own.
+
+    The first backbone: every sampler, and in the first case of each process every grid too. A sampler sees any other
+    backbone through the same field, so there they take turns.
+    """
+    names = registry.available("sampler")
+    if position:
+        return [(names[(case + position) % len(names)], None)]
+    first = case == next(i for i, (process, *_) in enumerate(CASES) if process == CASES[case][0])
+    with_grid = [n for n in names if first and issubclass(registry.registry().find("sampler", n).load(), TableSampler)]
+    return [(name, None) for name in names] + [(name, grid) for name in with_grid for grid in GRIDS]
 
 
 @pytest.mark.parametrize(("process", "objective", "prediction"), CASES)
@@ -135,19 +166,18 @@ def test_every_combination_trains_and_samples_or_says_why_not(process, objective
         if model is None:
             continue
         scramble(model)
-        loss = model.loss(x, generator=torch.Generator().manual_seed(1))
+        far = {"x1": x.flip(0)} if isinstance(model.process, InterpolantProcess) else {}
+        loss = model.loss(x, **far, generator=torch.Generator().manual_seed(1))
         assert loss.shape == (4,)
         assert bool(torch.isfinite(loss).all()), (process, objective, prediction, backbone)
         loss.mean().backward()
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         assert gradients
         assert all(bool(torch.isfinite(g).all()) for g in gradients), (process, objective, prediction, backbone)
-        for name in registry.available("sampler"):
+        for name, grid in draws(CASES.index((process, objective, prediction)), i):
             sampler = registry.create("sampler", name)
-            has_grid = i == 0 and isinstance(sampler, TableSampler)
-            for grid in GRIDS if has_grid else (None,):
-                chosen = sampler if grid is None else sampler.replace(grid=grid)
-                draw(model, chosen, (process, objective, prediction, backbone, name, grid))
+            chosen = sampler if grid is None else sampler.replace(grid=grid)
+            draw(model, chosen, (process, objective, prediction, backbone, name, grid))
 
 
 def diagonal():
@@ -166,7 +196,9 @@ def test_a_saved_model_draws_the_same_samples(process, objective, backbone, samp
     again = load(model.save(tmp_path / "model"))
     assert again.recipe == model.recipe
     options = few(registry.create("sampler", sampler))
-    first, second = (m.sample(2, generator=torch.Generator().manual_seed(3), **options) for m in (model, again))
+    first, second = (
+        m.sample(**start(m), generator=torch.Generator().manual_seed(3), **options) for m in (model, again)
+    )
     assert torch.equal(first, second)
 
 

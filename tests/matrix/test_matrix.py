@@ -13,7 +13,17 @@ from typing import get_args
 import pytest
 import torch
 
-from itoflow import IncompatibleError, InputError, ItoflowWarning, OptionError, TableSampler, compose, load, registry
+from itoflow import (
+    IncompatibleError,
+    InputError,
+    InterpolantProcess,
+    ItoflowWarning,
+    OptionError,
+    TableSampler,
+    compose,
+    load,
+    registry,
+)
 from itoflow.process import GridName
 from itoflow.testing.problems import Straight
 
@@ -103,10 +113,17 @@ def few(sampler):
     return {"steps": 3}
 
 
+def start(model):
+    """Two samples from noise, or from data where the far end is data."""
+    if isinstance(model.process, InterpolantProcess):
+        return {"x": torch.randn(2, *DATA["shape"], generator=torch.Generator().manual_seed(4))}
+    return {"n": 2}
+
+
 def draw(model, sampler, where):
     """Two samples, finite and of a sane size; or a refusal that helps."""
     try:
-        x = model.sample(2, sampler=sampler, generator=torch.Generator().manual_seed(2), **few(sampler))
+        x = model.sample(**start(model), sampler=sampler, generator=torch.Generator().manual_seed(2), **few(sampler))
     except IncompatibleError as error:
         helpful(error, process=where[0], sampler=where[4])
         return
@@ -123,7 +140,8 @@ def test_every_combination_trains_and_samples_or_says_why_not(process, objective
         if model is None:
             continue
         scramble(model)
-        loss = model.loss(x, generator=torch.Generator().manual_seed(1))
+        far = {"x1": x.flip(0)} if isinstance(model.process, InterpolantProcess) else {}
+        loss = model.loss(x, **far, generator=torch.Generator().manual_seed(1))
         assert loss.shape == (4,)
         assert bool(torch.isfinite(loss).all()), (process, objective, prediction, backbone)
         loss.mean().backward()
@@ -154,7 +172,9 @@ def test_a_saved_model_draws_the_same_samples(process, objective, backbone, samp
     again = load(model.save(tmp_path / "model"))
     assert again.recipe == model.recipe
     options = few(registry.create("sampler", sampler))
-    first, second = (m.sample(2, generator=torch.Generator().manual_seed(3), **options) for m in (model, again))
+    first, second = (
+        m.sample(**start(m), generator=torch.Generator().manual_seed(3), **options) for m in (model, again)
+    )
     assert torch.equal(first, second)
 
 

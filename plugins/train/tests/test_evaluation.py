@@ -114,6 +114,7 @@ def test_command(trained, capsys):
     assert list(figures) == ["test", "train"]
     assert figures["test"]["examples"] == 6
     assert figures["test"]["bits"]["mean"] > 0
+    assert figures["test"]["sde_bits"]["mean"] > 0
     command([str(trained), *OPTIONS, "--draws", "2", "--exact", "--parts", "test"])
     out = capsys.readouterr().out
     assert "bits per dimension" in out

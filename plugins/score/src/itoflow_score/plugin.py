@@ -7,7 +7,7 @@ from itoflow import Registration, hookimpl
 
 @hookimpl
 def itoflow_objectives() -> list[Registration]:
-    """Objectives for processes with a Gaussian kernel."""
+    """Objectives for processes with a Gaussian kernel, and for those without."""
     return [
         Registration(
             "denoising-score-matching",
@@ -16,4 +16,16 @@ def itoflow_objectives() -> list[Registration]:
             aliases=("dsm",),
         ),
         Registration("edm", "itoflow_score.edm:EDMObjective", "EDM's preconditioning, loss weight and noise levels"),
+        Registration(
+            "implicit-score-matching",
+            "itoflow_score.implicit:ImplicitScoreMatching",
+            "Score and exact divergence at simulated x_t: for processes without a closed-form kernel",
+            aliases=("ism",),
+        ),
+        Registration(
+            "sliced-score-matching",
+            "itoflow_score.sliced:SlicedScoreMatching",
+            "The same with the divergence on random directions: for many dimensions",
+            aliases=("ssm",),
+        ),
     ]

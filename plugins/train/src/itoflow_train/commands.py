@@ -117,6 +117,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--method", default="dopri5", help="a sampler that integrates (default: dopri5)")
     parser.add_argument("--rtol", type=float, default=1e-3, help="relative tolerance (default: 1e-3)")
     parser.add_argument("--check", type=int, default=CHECKED, help="examples that are solved again for the errors")
+    parser.add_argument("--bound", type=int, default=32, metavar="TIMES", help="times of the reverse SDE's bound, or 0")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
@@ -144,6 +145,7 @@ def evaluate(argv: list[str]) -> int:
             seed=arguments.seed,
             rtol=arguments.rtol,
             check=arguments.check,
+            bound_times=arguments.bound,
             method=arguments.method,
             **divergence,
         )

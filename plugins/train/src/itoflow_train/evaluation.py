@@ -6,7 +6,8 @@ For each example x of a part, with K dequantisation draws y_1 ... y_K of it,
     L_K = log mean_k p(y_k)  >=  L_1              the same bound by importance weighting, tight for K -> inf.      (2)
 
 (2) needs the log p(y_k) without noise: with Hutchinson's estimate the mean of exponentials counts its noise as density,
-so that it is given for the exact divergence alone.
+so that it is given for the exact divergence alone. The variational bound of the reverse SDE, of `itoflow.bound`, is on
+the first draw.
 
 Every figure comes with its standard error over the examples. The error of the solver is estimated on some examples,
 solved again with a tenth of the tolerance and the same noise and probes; where probes are used, these examples are also
@@ -27,7 +28,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from itoflow import GenerativeModel
+from itoflow import GaussianProcess, GenerativeModel
+from itoflow.bound import likelihood_bound
 from itoflow.likelihood import LikelihoodOptions, bits_per_dimension
 from itoflow_data import Examples, Split
 from itoflow_train.values import Values
@@ -58,6 +60,7 @@ class Evaluation:
         nats: log p of an example, (1), in the units of the data.
         bits: per dimension, of (1).
         weighted_bits: per dimension, of (2); None with one draw or with probes.
+        sde_bits: per dimension, at most, of the reverse SDE; None where it was not asked for or cannot be had.
         draw_spread: standard deviation of the mean bits over the draws; 0 for one.
         evaluations: of velocity and divergence, for the hardest block of examples.
         solver: bits at a tenth of the tolerance less those at the tolerance, of some examples.
@@ -69,6 +72,7 @@ class Evaluation:
     nats: Estimate
     bits: Estimate
     weighted_bits: Estimate | None
+    sde_bits: Estimate | None
     draw_spread: float
     evaluations: int
     solver: Estimate
@@ -88,6 +92,7 @@ def evaluate(
     seed: int = 0,
     rtol: float = 1e-3,
     check: int = CHECKED,
+    bound_times: int = 0,
     **options: Any,
 ) -> Evaluation:
     """The likelihood of examples under a model.
@@ -97,6 +102,7 @@ def evaluate(
         seed: of dequantisation and probes.
         rtol: relative tolerance of the solver; the absolute is a tenth of it.
         check: number of examples that are solved again.
+        bound_times: draws of time of the reverse SDE's bound for each example; 0 leaves it out.
         options: further options of `itoflow.likelihood.LikelihoodOptions`.
     """
     draws = draws if values.dequantised else 1
@@ -118,6 +124,11 @@ def evaluate(
     loose = bits(log_prob(noisy[0][: len(few)], few.cond, rtol)[0])
     tight = bits(log_prob(noisy[0][: len(few)], few.cond, rtol / 10)[0])
     exact = bits(log_prob(noisy[0][: len(few)], few.cond, rtol, divergence="exact")[0]) if hutchinson else None
+    reverse = None
+    if bound_times and isinstance(model.process, GaussianProcess):
+        z = values.enter(noisy[0])
+        found = likelihood_bound(model.field, z, examples.cond, times=bound_times, generator=noise)
+        reverse = Estimate.of(bits(found.log_prob + values.log_det(noisy[0])))
     weighted = each.logsumexp(0) - math.log(draws)
     return Evaluation(
         examples=len(examples),
@@ -125,6 +136,7 @@ def evaluate(
         nats=Estimate.of(each.mean(0)),
         bits=Estimate.of(bits(each.mean(0))),
         weighted_bits=None if hutchinson or draws == 1 else Estimate.of(bits(weighted)),
+        sde_bits=reverse,
         draw_spread=float(bits(each).mean(1).std()) if draws > 1 else 0.0,
         evaluations=max(count for _, count in solved),
         solver=Estimate.of(tight - loose),
@@ -147,6 +159,7 @@ def table(parts: dict[Split, Evaluation]) -> str:
     row("log p, nats", *(pm(e.nats, 2) for e in found))
     row("bits per dimension", *(pm(e.bits) for e in found))
     row("  importance-weighted", *(pm(e.weighted_bits) for e in found))
+    row("  reverse SDE, at most", *(pm(e.sde_bits) for e in found))
     row("  spread of the draws", *(f"{e.draw_spread:.4f}" for e in found))
     row("  solver (rtol / 10)", *(f"{e.solver.mean:+.1e} +- {e.solver.error:.0e}" for e in found))
     row("  probes less exact", *("-" if e.probes is None else pm(e.probes) for e in found))

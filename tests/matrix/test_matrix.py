@@ -43,7 +43,7 @@ SMALL = {
     "frequencies": 8,
 }
 GRIDS = get_args(GridName)
-LARGEST = 1e5
+LARGEST = 5e5
 """No sample may be larger: a singular solve at alpha = 0 once gave finite ones of 1e6 and more."""
 
 

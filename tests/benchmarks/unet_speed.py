@@ -8,11 +8,11 @@ is that of a process of its own, over what it held before its first step. Needs 
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -65,13 +65,19 @@ def step(call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], half: bool)
     y.float().square().mean().backward()
 
 
+def resident(field: str) -> float:
+    """MB of memory of this process, as Linux counts it: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
 def peak(name: str, half: bool) -> None:
     """MB that three steps need at most, in this process."""
     call = networks()[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     for _ in range(3):
         step(call, half)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(resident("VmHWM") - before)
 
 
 def main(threads: int = 1, rounds: int = 7) -> None:
@@ -84,7 +90,7 @@ def main(threads: int = 1, rounds: int = 7) -> None:
                 step(call, half)
                 if repeat:
                     best[name, half] = min(best.get((name, half), torch.inf), time.perf_counter() - start)
-    memory = {}
+    memory = dict[tuple[str, bool], float]()
     for name, half in best:
         command = [sys.executable, __file__, "peak", name, str(int(half)), str(threads)]
         memory[name, half] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -44,8 +44,8 @@ SMALL = {
 }
 GRIDS = get_args(GridName)
 LARGEST = 5e6
-"""No sample may be larger: a singular solve at alpha = 0 gives finite ones of 1e13. A regular one comes to 7e5, where a
-network that knows nothing is read as the velocity of `polynomial`, which is 500 times smaller than its noise at t_max."""
+"""No sample may be larger: a singular solve at alpha = 0 gives finite ones of 1e13. A regular one comes to 7e5, where
+an untrained network is read as the velocity of `polynomial`, 500 times smaller than its noise at t_max."""
 
 
 def predictions(objective):

@@ -66,7 +66,7 @@ class AdaptiveSolver(Sampler, ABC):
 
         def fail(reason: str, s: float) -> NumericalError:
             return NumericalError(
-                f"{type(self).__name__} on {type(dynamics).__name__} {reason} after {count} evaluations, "
+                f"{type(self).__name__} on {type(dynamics).__name__} {reason} in the step after {count} evaluations, "
                 f"t = {t_from + span * s:.6g}, running from t = {t_from:.6g} to {t_to:.6g}."
             )
 

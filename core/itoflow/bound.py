@@ -37,7 +37,8 @@ from torch import Tensor
 from itoflow.divergence import Divergence, DivergenceName, ProbeName, draw_probes
 from itoflow.errors import IncompatibleError, InputError
 from itoflow.field import Field
-from itoflow.noise import normal
+from itoflow.likelihood import velocity_of
+from itoflow.noise import normal, uniform
 from itoflow.process import GaussianProcess, broadcast_time
 
 _CUT = 20.0
@@ -94,7 +95,7 @@ def likelihood_bound(
     with torch.inference_mode(False):
         start = start.clone()
         for i in range(times):
-            u = torch.rand(len(x), generator=generator, dtype=torch.float64, device=_device(x, generator)).to(x.device)
+            u = 1 - uniform(len(x), like=x, generator=generator)  # in [0, 1)
             t = process.log_snr_inverse(low + step * (i + u))
             drawn = None if divergence == "exact" else draw_probes(probe, probes, start, generator)
             noisy = _forward(process, start, t, generator)
@@ -113,13 +114,7 @@ def likelihood_bound(
 
 def _integrand(field: Field, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], trace: Divergence) -> Tensor:
     """div v - g^2/2 (|s|^2 + div s), (B,), by g^2/2 s = f - v: one divergence gives both."""
-
-    def velocity(y: Tensor, copies: int) -> Tensor:
-        repeated = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in cond.items()}
-        v: Tensor = field(y, t.repeat(copies), repeated).velocity
-        return v
-
-    v, div_v = trace(velocity, x)
+    v, div_v = trace(velocity_of(field, t, cond), x)
     k = field.process.kernel(t)  # type: ignore[attr-defined]
     rate = k.d_alpha / k.alpha
     half = field.process.diffusion(t).square() / 2
@@ -161,7 +156,3 @@ def _dt_dlog_snr(process: GaussianProcess, t: Tensor) -> Tensor:
     """|dt / dlambda|, lambda = 2 log(alpha / sigma)."""
     k = process.kernel(t)
     return 1 / (2 * (k.d_sigma / k.sigma - k.d_alpha / k.alpha))
-
-
-def _device(x: Tensor, generator: torch.Generator | None) -> torch.device:
-    return x.device if generator is None else generator.device

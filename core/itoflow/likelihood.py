@@ -34,16 +34,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Protocol, TypedDict, Unpack, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from itoflow import registry
 from itoflow.backbone import DataSpec
-from itoflow.divergence import Divergence, DivergenceName, ModeName, ProbeName, draw_probes
+from itoflow.divergence import Divergence, DivergenceName, ModeName, ProbeName, Velocity, draw_probes
 from itoflow.dynamics import Dynamics, ProbabilityFlowODE
 from itoflow.errors import (
     IncompatibleError,
@@ -150,12 +149,7 @@ class AugmentedODE(Dynamics):
             NumericalError: either is not finite; names the field, the process and the time.
         """
         self.evaluations += 1
-
-        def velocity(y: Tensor, copies: int) -> Tensor:
-            repeated = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in self.cond.items()}
-            v: Tensor = self.field(y, t, repeated).velocity
-            return v
-
+        velocity = velocity_of(self.field, t, self.cond)
         v, divergence = self.divergence(velocity, x[:, :-1].reshape(-1, *self.shape))
         slope = torch.cat([v.flatten(1), divergence[:, None]], dim=1)
         bad = ~torch.isfinite(slope).all(1)
@@ -170,6 +164,17 @@ class AugmentedODE(Dynamics):
     def diffusion(self, t: Tensor) -> Tensor:
         """Zero."""
         return torch.zeros_like(t)
+
+
+def velocity_of(field: Field, t: Tensor, cond: Mapping[str, Tensor]) -> Velocity:
+    """The velocity of a field at t () or (B,) as `Divergence` takes it."""
+
+    def velocity(y: Tensor, copies: int) -> Tensor:
+        repeated = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in cond.items()}
+        v: Tensor = field(y, t.repeat(copies) if t.ndim else t, repeated).velocity
+        return v
+
+    return velocity
 
 
 def likelihood(
@@ -230,38 +235,36 @@ def likelihood(
     return Likelihood(prior, change, math.prod(shape) * math.log(alpha), latents, evaluations)
 
 
-@torch.no_grad()
-def encode(
-    field: Field,
-    x: Tensor,
-    cond: Mapping[str, Tensor] | None = None,
-    *,
-    method: str | Mapping[str, Any] | Sampler = METHOD,
-    rtol: float | None = None,
-    atol: float | None = None,
-) -> Tensor:
+def encode(field: Field, x: Tensor, cond: Mapping[str, Tensor] | None = None, **options: Unpack[ODEOptions]) -> Tensor:
     """x at t_max, (B, *S), float64, of data x (B, *S), by the probability-flow ODE; raises what `likelihood` does."""
-    solver, process = integrator(method, rtol=rtol, atol=atol), field.process
-    start = x.to(torch.float64) * data_scale(field)
-    return solver.integrate(ProbabilityFlowODE(field, cond or {}), start, process.t_min, process.t_max)
+    process, start = field.process, x.to(torch.float64) * data_scale(field)
+    return _flow(field, start, cond, process.t_min, process.t_max, **options)
 
 
-@torch.no_grad()
 def decode(
-    field: Field,
-    latent: Tensor,
-    cond: Mapping[str, Tensor] | None = None,
-    *,
-    method: str | Mapping[str, Any] | Sampler = METHOD,
-    rtol: float | None = None,
-    atol: float | None = None,
+    field: Field, latent: Tensor, cond: Mapping[str, Tensor] | None = None, **options: Unpack[ODEOptions]
 ) -> Tensor:
     """The inverse of `encode`: data (B, *S), float64, from x at t_max."""
-    solver, process = integrator(method, rtol=rtol, atol=atol), field.process
-    end = solver.integrate(
-        ProbabilityFlowODE(field, cond or {}), latent.to(torch.float64), process.t_max, process.t_min
-    )
+    process = field.process
+    end = _flow(field, latent.to(torch.float64), cond, process.t_max, process.t_min, **options)
     return end / data_scale(field)
+
+
+@torch.no_grad()
+def _flow(
+    field: Field,
+    x: Tensor,
+    cond: Mapping[str, Tensor] | None,
+    t_from: float,
+    t_to: float,
+    *,
+    method: str | Mapping[str, Any] | Sampler = METHOD,
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> Tensor:
+    """x at t_to from x (B, *S) at t_from."""
+    solver = integrator(method, rtol=rtol, atol=atol)
+    return solver.integrate(ProbabilityFlowODE(field, cond or {}), x, t_from, t_to)
 
 
 def integrator(
@@ -338,18 +341,6 @@ def warn_if_discrete(x: Tensor, data: DataSpec) -> None:
             ItoflowWarning,
             stacklevel=4,
         )
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, the module and its parts are in evaluation mode; outside, as they were."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _blocks(x: Tensor, cond: Mapping[str, Tensor], size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack, cast
 
@@ -31,10 +32,11 @@ from itoflow.errors import (
 from itoflow.field import Field, NetworkField, Parametrization
 from itoflow.interpolant import InterpolantProcess
 from itoflow.likelihood import Likelihood, LikelihoodOptions, ODEOptions
+from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.objective import Objective, PathObjective
 from itoflow.process import GaussianProcess, ProcessSpec
-from itoflow.sampler import Callback, Sampler, TableSampler
+from itoflow.sampler import Sampler, TableSampler
 
 SINGULAR = 1e-4
 """Below this sine of the angle between (alpha, sigma) and (a, b), a prediction counts as unsolvable at t_max."""
@@ -159,15 +161,10 @@ class GenerativeModel(nn.Module):
         chosen = self._sampler(sampler, steps)
         like = self._like()
         conditions = self.data.conditions(cond, n, like.device)
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
+        watch = together(callback, Progress() if progress else None)
+        with evaluating(self):
             start = self._start(n, x, like, generator)
-            watch = together(callback, Progress() if progress else None)
             return chosen(self.field, start, conditions, generator=generator, callback=watch)
-        finally:
-            for module in training:
-                module.training = True
 
     def log_prob(
         self, x: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[LikelihoodOptions]
@@ -193,19 +190,19 @@ class GenerativeModel(nn.Module):
         """
         conditions = self._checked(x, cond)
         likelihoods.warn_if_discrete(x, self.data)
-        with likelihoods.evaluating(self):
+        with evaluating(self):
             return likelihoods.likelihood(self.field, x, conditions, **options)
 
     def encode(self, x: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[ODEOptions]) -> Tensor:
         """x at t_max, (B, *S), float64, of data x (B, *S), along the probability-flow ODE."""
         conditions = self._checked(x, cond)
-        with likelihoods.evaluating(self):
+        with evaluating(self):
             return likelihoods.encode(self.field, x, conditions, **options)
 
     def decode(self, latent: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[ODEOptions]) -> Tensor:
         """The inverse of `encode`: data (B, *S), float64, from x at t_max."""
         conditions = self._checked(latent, cond)
-        with likelihoods.evaluating(self):
+        with evaluating(self):
             return likelihoods.decode(self.field, latent, conditions, **options)
 
     def _checked(self, x: Tensor, cond: Mapping[str, Any] | None) -> dict[str, Tensor]:
@@ -271,6 +268,18 @@ class GenerativeModel(nn.Module):
         from itoflow import storage
 
         return storage.save(self, path, overwrite=overwrite)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, the module and its parts are in evaluation mode; outside, as they were."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def compose(
@@ -392,7 +401,7 @@ def _check_sampler(sampler: Sampler, process: ProcessSpec, parametrization: Para
         _refuse("sampler", sampler, process)
     sampler.check(process)
     if isinstance(sampler, TableSampler):
-        sampler.table(process)
+        sampler.tabulated(process)
     if not parametrization.score and sampler.needs_score(process):
         raise IncompatibleError(
             f"Sampler {type(sampler).__name__} adds noise and so needs the score of {type(process).__name__}'s p_t, "

@@ -18,9 +18,7 @@ from torch import Tensor
 from itoflow.errors import IncompatibleError, InputError
 from itoflow.field import Field
 from itoflow.grids import custom_grid, time_grid
-from itoflow.loop import Callback as Callback
-from itoflow.loop import Step as Step
-from itoflow.loop import run_table
+from itoflow.loop import Callback, run_table
 from itoflow.noise import Generators
 from itoflow.process import GaussianProcess, GridName, ProcessSpec
 from itoflow.spec import Spec
@@ -105,9 +103,13 @@ class TableSampler(Sampler):
     def table(self, process: ProcessSpec) -> Table:
         """All rows for this process, coefficients in float64."""
 
+    def tabulated(self, process: ProcessSpec) -> Table:
+        """`table`, made once: it depends on options alone, and a model draws many batches by the same one."""
+        return _tabulated(self, process)
+
     def needs_score(self, process: ProcessSpec) -> bool:
         """Whether a row adds noise, or has a strength."""
-        return any(row.eta or row.c or row.r for row in self.table(process).rows)
+        return any(row.eta or row.c or row.r for row in self.tabulated(process).rows)
 
     def times(self, process: ProcessSpec) -> tuple[tuple[float, ...], tuple[Row, ...]]:
         """The times of the steps, from t_max downwards, and the rows that end the run.
@@ -145,11 +147,10 @@ class TableSampler(Sampler):
     ) -> Tensor:
         """x at data time: the table of the field's process, run by `itoflow.loop.run_table`."""
         self.check(field.process)
-        table = _tabulated(self, field.process)
+        table = self.tabulated(field.process)
         return run_table(table, field, x, cond, generator=generator, callback=callback, name=type(self).__name__)
 
 
 @lru_cache(maxsize=128)
 def _tabulated(sampler: TableSampler, process: ProcessSpec) -> Table:
-    """Tables are data that depend on options alone, and a model draws many batches by the same one."""
     return sampler.table(process)

@@ -29,7 +29,8 @@ from itoflow.errors import (
     UnknownComponentError,
 )
 from itoflow.field import Conditions, Prediction
-from itoflow.likelihood import bits_per_dimension, decode, dequantise, encode, evaluating, likelihood
+from itoflow.likelihood import bits_per_dimension, decode, dequantise, encode, likelihood
+from itoflow.model import evaluating
 from itoflow.testing import GaussianOracle, MixtureOracle
 from itoflow.testing.problems import Exploding, Preserving, Straight, UndeclaredOracle, gaussian, mixture, seeded
 

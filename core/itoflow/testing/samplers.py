@@ -22,8 +22,9 @@ from torch import Tensor
 
 from itoflow.errors import IncompatibleError, InputError, NumericalError, OptionError, UndefinedError
 from itoflow.field import Conditions, Field, Prediction
+from itoflow.loop import Step
 from itoflow.process import GaussianProcess
-from itoflow.sampler import Sampler, Step
+from itoflow.sampler import Sampler
 from itoflow.testing.assertions import (
     SIGMAS,
     check_options,

@@ -25,21 +25,21 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import model_validator
 
-from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
+from itoflow import GaussianProcess, ProcessSpec, Row, Table
 from itoflow.process import ALPHA_ZERO
 from itoflow_samplers.frames import Frame, Point, points
 from itoflow_samplers.multistep import STARTS, adams_row
 from itoflow_samplers.ode import runge_kutta_rows
+from itoflow_samplers.ordered import OrderedSampler
 
 DATA = Frame("data")
 
 
-class DPMSolver(TableSampler):
+class DPMSolver(OrderedSampler):
     """Equations (2) to (4). Multistep: one evaluation a step; singlestep: as many as the order."""
 
     requires: ClassVar[type] = GaussianProcess
@@ -51,11 +51,9 @@ class DPMSolver(TableSampler):
     start: Literal["ramp", "runge-kutta"] = "ramp"
     """Of multistep: the first steps by the methods of lower order, or Runge-Kutta steps of the order, in x0."""
 
-    @model_validator(mode="after")
-    def _enough_steps(self) -> Self:
-        if self.method == "multistep" and self.order is not None and self.order > self.steps:
-            raise ValueError(f"order = {self.order} needs at least as many steps. Given: steps = {self.steps}")
-        return self
+    def needed_steps(self) -> int:
+        """As many as the order for multistep."""
+        return super().needed_steps() if self.method == "multistep" else 1
 
     def table(self, process: ProcessSpec) -> Table:
         """One row a network evaluation."""
@@ -83,16 +81,11 @@ class DPMSolver(TableSampler):
         return rows
 
 
-def log_ratio(at: Point) -> float:
-    """l = log(alpha / sigma); -inf where no signal is left."""
-    return -math.log(at.s) if at.alpha > ALPHA_ZERO else -math.inf
-
-
 def _second_order(before: Point, now: Point, after: Point, back: int) -> Row:
     """Equation (2); the older estimate is `back` rows ago."""
-    h, ratio = log_ratio(after) - log_ratio(now), after.sigma / now.sigma
+    h, ratio = after.half_log_snr - now.half_log_snr, after.sigma / now.sigma
     whole = -after.alpha * math.expm1(-h)
-    slope = whole * h / (log_ratio(now) - log_ratio(before)) / 2
+    slope = whole * h / (now.half_log_snr - before.half_log_snr) / 2
     return Row(now.t, out="x0", a=ratio, b=(whole + slope, *[0.0] * (back - 1), -slope))
 
 
@@ -101,10 +94,10 @@ def singlestep_rows(process: ProcessSpec, now: Point, after: Point, order: int) 
     if now.alpha <= ALPHA_ZERO:
         return [adams_row(process, DATA, "own", now, after, [now], [0])]
     assert isinstance(process, GaussianProcess)
-    h, alpha, ratio = log_ratio(after) - log_ratio(now), after.alpha, after.sigma / now.sigma
+    h, alpha, ratio = after.half_log_snr - now.half_log_snr, after.alpha, after.sigma / now.sigma
     whole = -alpha * math.expm1(-h)
     shares = (1 / 2,) if order == 2 else (1 / 3, 2 / 3)
-    times = process.log_snr_inverse(torch.tensor([2 * (log_ratio(now) + r * h) for r in shares], dtype=torch.float64))
+    times = process.log_snr_inverse(torch.tensor([2 * (now.half_log_snr + r * h) for r in shares], dtype=torch.float64))
     first, *rest = points(process, times.tolist())
     rows = [Row(now.t, out="x0")]
     held = (-first.alpha * math.expm1(-shares[0] * h),)

@@ -62,6 +62,11 @@ class Point:
         """sigma / alpha; infinite where no signal is left."""
         return self.sigma / self.alpha if self.alpha > ALPHA_ZERO else math.inf
 
+    @property
+    def half_log_snr(self) -> float:
+        """log(alpha / sigma): -inf where no signal is left, inf where no noise is."""
+        return -math.log(self.s) if self.s > 0 else math.inf
+
 
 def points(process: ProcessSpec, times: Sequence[float]) -> list[Point]:
     """The points of a process at these times."""
@@ -156,17 +161,11 @@ class Frame:
         if len(used) <= 1 or not math.isfinite(low + high):
             only = used[0] if used else 0
             return [self.w(end) - self.w(start) if j == only else 0.0 for j in range(len(nodes))]
-        x, measure = _gauss_legendre()
-        at = (low + high) / 2 + (high - low) / 2 * x
-        density = self._density(variable, at, process) * measure * (high - low) / 2
-        beta = [0.0] * len(nodes)
-        for j in used:
-            basis = torch.ones_like(at)
-            for i in used:
-                if i != j:
-                    basis = basis * (at - phi[i]) / (phi[j] - phi[i])
-            beta[j] = float((basis * density).sum())
-        return beta
+        at, measure = quadrature(low, high)
+        places = torch.tensor([phi[j] for j in used], dtype=torch.float64)
+        integrals = lagrange_integrals(self._density(variable, at, process) * measure, at, places)
+        found = dict(zip(used, integrals, strict=True))
+        return [found.get(j, 0.0) for j in range(len(nodes))]
 
     def _phi(self, variable: Variable, at: Point) -> float:
         match variable:
@@ -175,7 +174,7 @@ class Frame:
             case "time":
                 return at.t
             case "log-snr":
-                return -math.log(at.s) if at.s > 0 else math.inf
+                return at.half_log_snr
             case "angle":
                 return math.atan2(at.sigma, self.c * at.alpha)
             case "asinh":
@@ -209,6 +208,26 @@ class Frame:
                 return -wronskian / sigma.square()
             case _:
                 return -c * wronskian / (sigma.square() + (c * alpha).square())
+
+
+def quadrature(low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Legendre quadrature from low to high, float64."""
+    x, measure = _gauss_legendre()
+    return (low + high) / 2 + (high - low) / 2 * x, measure * (high - low) / 2
+
+
+def lagrange_integrals(density: Tensor, at: Tensor, places: Tensor) -> list[float]:
+    """The integral of each Lagrange polynomial of the places.
+
+    Arguments:
+        density: what it is integrated against, at the nodes, times their weights.
+        at: the nodes.
+    """
+    found = []
+    for j in range(len(places)):
+        others = torch.cat([places[:j], places[j + 1 :]])
+        found.append(float((((at[:, None] - others) / (places[j] - others)).prod(1) * density).sum()))
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -23,31 +23,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
-from pydantic import model_validator
 
-from itoflow import GaussianProcess, IncompatibleError, ProcessSpec, Row, Table, TableSampler
+from itoflow import GaussianProcess, IncompatibleError, ProcessSpec, Row, Table
 from itoflow_samplers.frames import Frame, FrameName, Point, Variable, points
 from itoflow_samplers.ode import HEUN, KUTTA, RK4_TABLEAU, Tableau, runge_kutta_rows
+from itoflow_samplers.ordered import OrderedSampler
 
 STARTS: dict[int, Tableau] = {2: HEUN, 3: KUTTA, 4: RK4_TABLEAU}
 
 
-class Multistep(TableSampler):
+class Multistep(OrderedSampler):
     """Equation (1): the options that all its cases share."""
 
     order: Annotated[int, Ge(1), Le(4)] | None = None
     """k; None is 3, or as many as the steps."""
     start: Literal["ramp", "runge-kutta"] = "ramp"
     """The first k - 1 steps: with the history there is, or Runge-Kutta steps of order k, k evaluations each."""
-
-    @model_validator(mode="after")
-    def _enough_steps(self) -> Self:
-        if self.order is not None and self.order > self.steps:
-            raise ValueError(f"order = {self.order} needs at least as many steps. Given: steps = {self.steps}")
-        return self
 
     @property
     @abstractmethod

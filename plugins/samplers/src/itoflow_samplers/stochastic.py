@@ -36,16 +36,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Le
-from pydantic import model_validator
-from torch import Tensor
 
 from itoflow import GaussianProcess, TableSampler
-from itoflow.process import ALPHA_ZERO
-from itoflow_samplers.frames import Frame, Point, _gauss_legendre
+from itoflow_samplers.frames import Frame, Point, lagrange_integrals, quadrature
+from itoflow_samplers.ordered import OrderedSampler
 
 NoiseName = Literal["independent", "brownian"]
 Variable = Literal["angle", "log-snr"]
@@ -66,19 +64,11 @@ class StochasticSampler(TableSampler):
         return (start, end) if self.noise == "brownian" and start < end else None
 
 
-class StrongSampler(StochasticSampler):
+class StrongSampler(StochasticSampler, OrderedSampler):
     """A stochastic sampler that takes an exact step with any strength."""
 
-    order: Annotated[int, Ge(1), Le(4)] | None = None
-    """How many estimates a step uses; None is as many as the method does best with, and as there are steps."""
     strength: Annotated[float, Ge(0), Le(5)] = 1.0
     """k, the diffusion as a multiple of g: 1 is the reverse SDE, 0 the probability-flow ODE."""
-
-    @model_validator(mode="after")
-    def _enough_steps(self) -> Self:
-        if self.order is not None and self.order > self.steps:
-            raise ValueError(f"order = {self.order} needs at least as many steps. Given: steps = {self.steps}")
-        return self
 
     def stretch(self, step: ExactStep) -> tuple[float, float] | None:
         """The clock of a step."""
@@ -114,7 +104,7 @@ class LogSNRStep(ExactStep):
     def __init__(self, start: Point, end: Point, strength: float, variable: Variable = "log-snr") -> None:
         k2 = strength**2
         self.m, self.variable, self.alpha = 1 + k2, variable, end.alpha
-        self.start, self.end = half_log_snr(start), half_log_snr(end)
+        self.start, self.end = start.half_log_snr, end.half_log_snr
         self.h = self.end - self.start
         self.kept = end.sigma / start.sigma * (math.exp(-k2 * self.h) if k2 else 1.0)
         self.gain = -math.expm1(-self.m * self.h)
@@ -123,17 +113,17 @@ class LogSNRStep(ExactStep):
 
     def weights(self, known: Sequence[Point]) -> tuple[float, ...]:
         """w_j of x0; in the variable `log-snr`, points without signal get none unless there is no other."""
-        ls = [half_log_snr(at) for at in known]
+        ls = [at.half_log_snr for at in known]
         use = [j for j, value in enumerate(ls) if self.variable == "angle" or value > -math.inf]
         if len(use) <= 1:
             only = use[0] if use else 0
             return tuple(self.alpha * self.gain if j == only else 0.0 for j in range(len(known)))
-        nodes, measure = _between(max(self.start, self.end - _DECAYED / self.m), self.end)
+        nodes, measure = quadrature(max(self.start, self.end - _DECAYED / self.m), self.end)
         density = self.alpha * self.m * torch.exp(-self.m * (self.end - nodes)) * measure
         place = torch.tensor([ls[j] for j in use], dtype=torch.float64)
         if self.variable == "angle":
             nodes, place = torch.atan(torch.exp(-nodes)), torch.atan(torch.exp(-place))
-        found = dict(zip(use, _integrals(density, nodes, place), strict=True))
+        found = dict(zip(use, lagrange_integrals(density, nodes, place), strict=True))
         return tuple(found.get(j, 0.0) for j in range(len(known)))
 
 
@@ -153,28 +143,8 @@ class AngleStep(ExactStep):
 
     def weights(self, known: Sequence[Point]) -> tuple[float, ...]:
         """What multiplies F / unit of the frame."""
-        theta, measure = _between(self.thetas[1], self.thetas[0])
+        theta, measure = quadrature(self.thetas[1], self.thetas[0])
         density = self.n * (1 + self.k2) * (theta.cos() / self.after).clamp(min=0) ** self.k2 * measure
         place = torch.tensor([-self.frame.w(at) for at in known], dtype=torch.float64)
-        integrals = _integrals(density, theta, place)
+        integrals = lagrange_integrals(density, theta, place)
         return tuple(w * self.frame.call(at)[2] for w, at in zip(integrals, known, strict=True))
-
-
-def half_log_snr(at: Point) -> float:
-    """log(alpha / sigma), -inf where no signal is left."""
-    return math.log(at.alpha / at.sigma) if at.alpha > ALPHA_ZERO else -math.inf
-
-
-def _between(low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of Gauss-Legendre quadrature."""
-    x, measure = _gauss_legendre()
-    return (low + high) / 2 + (high - low) / 2 * x, measure * (high - low) / 2
-
-
-def _integrals(density: Tensor, at: Tensor, places: Tensor) -> list[float]:
-    """Of each Lagrange polynomial of the places, times the density."""
-    found = []
-    for j in range(len(places)):
-        others = torch.cat([places[:j], places[j + 1 :]])
-        found.append(float((((at[:, None] - others) / (places[j] - others)).prod(1) * density).sum()))
-    return found

@@ -24,20 +24,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
-from pydantic import model_validator
 
-from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
+from itoflow import GaussianProcess, ProcessSpec, Row, Table
 from itoflow.process import ALPHA_ZERO
-from itoflow_samplers.dpm_solver import DATA, log_ratio
+from itoflow_samplers.dpm_solver import DATA
 from itoflow_samplers.frames import Point, points
 from itoflow_samplers.multistep import STARTS
 from itoflow_samplers.ode import runge_kutta_rows
+from itoflow_samplers.ordered import OrderedSampler
 
 
-class UniPC(TableSampler):
+class UniPC(OrderedSampler):
     """Equation (1); the order of its error is the predictor's plus one."""
 
     requires: ClassVar[type] = GaussianProcess
@@ -48,12 +48,6 @@ class UniPC(TableSampler):
     """B of equation (2)."""
     start: Literal["ramp", "runge-kutta"] = "ramp"
     """The first p - 1 steps: with the history there is, or Runge-Kutta steps of order p + 1 in x0."""
-
-    @model_validator(mode="after")
-    def _enough_steps(self) -> Self:
-        if self.order is not None and self.order > self.steps:
-            raise ValueError(f"order = {self.order} needs at least as many steps. Given: steps = {self.steps}")
-        return self
 
     def table(self, process: ProcessSpec) -> Table:
         """One row a step: it predicts, calls the network and corrects; the last prediction is not corrected."""
@@ -85,13 +79,13 @@ class UniPC(TableSampler):
 
     def _step(self, process: ProcessSpec, now: Point, after: Point, nodes: Sequence[Point]) -> list[float]:
         """The coefficients of (1) for the estimates at the nodes, of which `now` is one."""
-        h = log_ratio(after) - log_ratio(now)
+        h = after.half_log_snr - now.half_log_snr
         others = [at for at in nodes if at is not now]
-        if len(others) != 1 or not math.isfinite(h + log_ratio(others[0])):
+        if len(others) != 1 or not math.isfinite(h + others[0].half_log_snr):
             weights = DATA.weights(now, after, nodes, "log-snr", process)
             return [after.sigma * w for w in weights]
         b = -h if self.variant == "bh1" else math.expm1(-h)
-        other = -after.alpha * b / 2 * h / (log_ratio(others[0]) - log_ratio(now))
+        other = -after.alpha * b / 2 * h / (others[0].half_log_snr - now.half_log_snr)
         held = -after.alpha * math.expm1(-h) - other
         return [held if at is now else other for at in nodes]
 

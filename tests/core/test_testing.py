@@ -11,6 +11,7 @@ import torch
 from itoflow import InputError, Parametrization
 from itoflow.process import GaussianProcess
 from itoflow.testing import GaussianOracle, MixtureOracle, OracleField, checks, run_checks
+from itoflow.testing.interpolants import Joined
 from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared, gaussian, mixture, seeded
 
 PROCESSES = [Preserving(), Exploding(), Straight(), Preserving(t_min=0.0)]
@@ -152,7 +153,9 @@ def test_oracle_refuses_what_it_cannot_be():
 
 
 @pytest.mark.parametrize("check", checks("process"))
-@pytest.mark.parametrize("process", [Preserving(), Exploding(), Straight(), Undeclared(), RootStart()], ids=repr)
+@pytest.mark.parametrize(
+    "process", [Preserving(), Exploding(), Straight(), Undeclared(), RootStart(), Joined()], ids=repr
+)
 def test_the_kit_passes_its_own_processes(check, process):
     check(process)
 

@@ -9,9 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from itoflow import NumericalError, Objective, Parametrization, ProcessSpec, Row, Spec, Table, TableSampler
+from itoflow import (
+    InterpolantProcess,
+    NumericalError,
+    Objective,
+    Parametrization,
+    ProcessSpec,
+    ReverseSDE,
+    Row,
+    Spec,
+    Table,
+    TableSampler,
+)
 from itoflow.field import Kernel
-from itoflow.testing import backbones, objectives, parametrizations, processes, samplers
+from itoflow.testing import backbones, interpolants, marginals, objectives, parametrizations, processes, samplers
+from itoflow.testing.interpolants import Joined
 from itoflow.testing.problems import Exploding, Preserving, Undeclared
 
 
@@ -105,6 +117,66 @@ def test_process_detector_fires(check, broken, says):
 
 def test_every_process_check_has_a_case_that_fires():
     assert {check for check, _, _ in PROCESSES} == {c.__name__ for c in processes.CHECKS} - {"check_options"}
+
+
+def half_gamma(self, t):
+    return Joined().gamma(t) / 2
+
+
+TWO_ENDED = [
+    ("check_ends", variant(Joined, alpha=lambda self, t: 1 - 0.9 * t), "x_0 and x_1 are the ends"),
+    ("check_ends", variant(Joined, gamma=lambda self, t: -Joined().gamma(t)), "negative"),
+    ("check_ends", variant(Joined, beta=lambda self, t: 0.5), "float64 tensor"),
+    ("check_ends", variant(Joined, d_gamma=lambda self, t: 1 / t), "must be finite"),
+    ("check_end_derivatives", variant(Joined, d_gamma=half_gamma), "d_gamma"),
+    ("check_path", variant(Joined, path_velocity=lambda self, s: s.x1 - s.x0), "path_velocity"),
+    ("check_path", variant(Joined, drift=lambda self, x, t: 0 * x), "undefined"),
+    (
+        "check_path",
+        variant(
+            Joined,
+            path=lambda self, x0, x1, t, *, generator=None, z=None: InterpolantProcess.path(
+                self, x0, x1, t, z=torch.zeros_like(x0) if z is None else z
+            ),
+        ),
+        "covariance",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "broken", "says"), TWO_ENDED)
+def test_detector_of_processes_between_two_data_sets_fires(check, broken, says):
+    with pytest.raises(AssertionError, match=says):
+        getattr(interpolants, check)(broken)
+
+
+def test_every_check_of_processes_between_two_data_sets_has_a_case_that_fires():
+    assert {check for check, _, _ in TWO_ENDED} == {c.__name__ for c in interpolants.CHECKS}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        variant(Preserving, d_sigma=lambda self, t: 0.5 * Preserving().d_sigma(t)),
+        variant(Joined, d_beta=lambda self, t: 0.5 * torch.ones_like(t)),
+    ],
+    ids=["Gaussian", "two data sets"],
+)
+def test_marginals_detector_fires(broken):
+    with pytest.raises(AssertionError, match="differs from p_t"):
+        marginals.check_marginals(broken)
+
+
+def test_marginals_detector_fires_on_a_wrong_reverse_sde(monkeypatch):
+    """The strength counted twice: the ODE passes, the SDEs do not."""
+
+    def drift(self, x, t):
+        prediction = self.field(x, t, self.cond)
+        return prediction.velocity - self.eta(t).square() * prediction.score
+
+    monkeypatch.setattr(ReverseSDE, "drift", drift)
+    with pytest.raises(AssertionError, match=r"strength (0\.5|1) g"):
+        marginals.check_marginals(Preserving())
 
 
 class Lossy(Spec):

@@ -3,12 +3,12 @@ r"""Exact fields of processes between two data sets, and what such processes are
 For independent ends x_0 ~ sum_j w_j N(mu_j, c^2 I) and x_1 ~ sum_k v_k N(nu_k, d^2 I), x_t = alpha x_0 + beta x_1 +
 gamma z is a mixture over the pairs (j, k),
 
-    p_t = sum_jk w_j v_k N(m_jk, V I),   m_jk = alpha mu_j + beta nu_k,   V = (alpha c)^2 + (beta d)^2 + gamma^2,   (1)
+    p_t = sum_jk w_j v_k N(m_jk, V I),   m_jk = alpha mu_j + beta nu_k,   V = (alpha c)^2 + (beta d)^2 + gamma^2,  (1)
 
 and with responsibilities r_jk, for any a, b, e,
 
-    E[a x_0 + b x_1 + e z | x_t] = sum_jk r_jk [a mu_j + b nu_k + (a alpha c^2 + b beta d^2 + e gamma) (x_t - m_jk) /
-    V],  (2)
+    E[a x_0 + b x_1 + e z | x_t]
+        = sum_jk r_jk [a mu_j + b nu_k + (a alpha c^2 + b beta d^2 + e gamma) (x_t - m_jk) / V],                    (2)
 
 of which (d_alpha, d_beta, d_gamma) is the velocity and (0, 0, -1/gamma) the score.
 """
@@ -24,14 +24,14 @@ from torch import Tensor
 from itoflow.errors import IncompatibleError, UndefinedError
 from itoflow.field import Conditions, Field, InterpolantPrediction
 from itoflow.interpolant import InterpolantKernel, InterpolantProcess
-from itoflow.process import PathSample, ProcessSpec
+from itoflow.process import ProcessSpec
 from itoflow.testing.assertions import expect, expect_close, expect_finite, expect_moments, global_randomness_untouched
 
 _NAMES = ("alpha", "beta", "gamma", "d_alpha", "d_beta", "d_gamma")
 
 
 class Joined(InterpolantProcess):
-    """A straight line with noise 0.5 sin(pi t) in between; g = 1."""
+    """A straight line with noise 0.5 sin^2(pi t) in between; g = sin(pi t)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """1 - t."""
@@ -42,12 +42,12 @@ class Joined(InterpolantProcess):
         return t.clone()
 
     def gamma(self, t: Tensor) -> Tensor:
-        """0.5 sin(pi t), 0 at both ends exactly."""
-        return 0.5 * torch.sin(torch.pi * torch.where(t > 0.5, 1 - t, t))
+        """0.5 sin^2(pi t), 0 at both ends exactly."""
+        return 0.5 * torch.sin(torch.pi * torch.where(t > 0.5, 1 - t, t)).square()
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(t)
+        """sin(pi t), so that g^2 score is finite at both ends."""
+        return torch.sin(torch.pi * torch.where(t > 0.5, 1 - t, t))
 
 
 class InterpolantOracle(Field):
@@ -117,6 +117,12 @@ class InterpolantOracle(Field):
         return -((z.square() / variance + variance.log() + torch.log(torch.tensor(2 * torch.pi))) / 2).sum(3)
 
 
+def joined() -> InterpolantOracle:
+    """Three Gaussian clusters in the plane joined to two others by `Joined`."""
+    near = torch.tensor([[1.2, 0.5], [-1.0, 0.8], [0.0, -1.1]])
+    return InterpolantOracle(Joined(), near, torch.tensor([[1.5, 1.0], [-0.5, -1.5]]), (0.3, 0.5))
+
+
 def check_ends(process: ProcessSpec) -> None:
     """Functions of time are float64 of t's shape and finite; alpha, beta, gamma are (1, 0, 0) at 0 and (0, 1, 0) at 1.
 
@@ -143,7 +149,7 @@ def check_ends(process: ProcessSpec) -> None:
             value = float(getattr(process, function)(at))
             expect(
                 abs(value - expected) < 1e-12,
-                f"{name}.{function}({end:g}) is {value:.6g}; it must be {expected:g}, so that x_0 and x_1 are ends.",
+                f"{name}.{function}({end:g}) is {value:.6g}; it must be {expected:g}: x_0 and x_1 are the ends.",
             )
 
 
@@ -200,17 +206,11 @@ def check_path(process: ProcessSpec) -> None:
 
 
 def strength(process: ProcessSpec, t: Tensor) -> Tensor | None:
-    """g(t), or None where the process has no SDE."""
+    """g(t), or None where a process between two data sets has no noise, and so no SDE."""
     try:
         return process.diffusion(t)
     except IncompatibleError:
         return None
-
-
-def paths(oracle: InterpolantOracle, t: Tensor, *, generator: torch.Generator) -> PathSample:
-    """Paths between independent draws of both ends, at times t (B,)."""
-    x0, x1 = oracle.ends(len(t), generator=generator)
-    return cast(InterpolantProcess, oracle.process).path(x0, x1, t, generator=generator)
 
 
 def _seeded(seed: int) -> torch.Generator:

@@ -27,13 +27,16 @@ from itoflow.field import (
     DynamicsPrediction,
     Field,
     GaussianPrediction,
+    InterpolantPrediction,
     NetworkField,
     Parametrization,
     Prediction,
 )
-from itoflow.objective import Objective
+from itoflow.interpolant import InterpolantProcess
+from itoflow.objective import Objective, PathObjective
 from itoflow.process import GaussianProcess, ProcessSpec, broadcast_time
 from itoflow.testing.assertions import check_options, expect, expect_close, expect_finite, global_randomness_untouched
+from itoflow.testing.interpolants import InterpolantOracle, Joined, joined
 from itoflow.testing.oracles import GaussianOracle, MixtureOracle
 from itoflow.testing.problems import (
     Preserving,
@@ -77,6 +80,10 @@ class PerturbedField(Field):
             a, b = self.parametrization.coefficients(k)
             u = x * (k.alpha.square() * self.data_std**2 + k.sigma.square()).rsqrt().to(x.dtype)
             return GaussianPrediction(x, exact.combine(a, b) + self._shift(u, t), k, a, b)
+        if isinstance(exact, InterpolantPrediction):
+            noise = None if exact.noise is None or not self.parametrization.score else exact.noise + self._shift(x, t)
+            first = exact.output if noise is not None else exact.velocity
+            return InterpolantPrediction(first + self._shift(x, t), noise, exact.kernel)
         what = "velocity" if self.parametrization.prediction == "velocity" else "score"
         given: Any = {what: getattr(exact, what) + self._shift(x, t)}
         return DynamicsPrediction(self.process, x, t, **given)
@@ -121,9 +128,8 @@ def _scores(objective: Objective, exact: Field, parametrization: Parametrization
     gradients = []
     for batch in range(BATCHES):
         weight = theta.to(torch.float64).clone().requires_grad_()
-        loss = objective(
-            PerturbedField(exact, parametrization, weight), _data(exact, batch), generator=seeded(1000 + batch)
-        )
+        field = PerturbedField(exact, parametrization, weight)
+        loss = objective(field, _data(exact, batch), generator=seeded(1000 + batch), **_far_end(exact, batch))
         expect(loss.requires_grad, f"The loss of {type(objective).__name__} does not depend on the field's output.")
         gradients.append(torch.autograd.grad(loss.mean(), weight)[0])
     stacked = torch.stack(gradients)
@@ -138,9 +144,9 @@ def check_loss(objective: Objective) -> None:
     for exact, parametrization in _fields(objective):
         for dtype in (torch.float32, torch.float64):
             field, x0 = PerturbedField(exact, parametrization, torch.full((5,), 0.1)), _data(exact, 0)[:16].to(dtype)
-            kept = x0.clone()
+            kept, far = x0.clone(), {k: v[:16].to(dtype) for k, v in _far_end(exact, 0).items()}
             with global_randomness_untouched(name):
-                loss = objective(field, x0, generator=seeded(5))
+                loss = objective(field, x0, generator=seeded(5), **far)
             expect(torch.equal(x0, kept), f"{name} changed x0 in place.")
             expect(
                 loss.shape == (16,),
@@ -148,9 +154,9 @@ def check_loss(objective: Objective) -> None:
             )
             expect(loss.dtype == dtype, f"{name} returned a {loss.dtype} loss for {dtype} data.")
             expect_finite(loss, f"The loss of {name} on {type(exact.process).__name__}")
-            again = objective(field, x0, generator=seeded(5))
+            again = objective(field, x0, generator=seeded(5), **far)
             expect(torch.equal(loss, again), f"{name} gives two losses for one seed; draw from the generator given.")
-            other = objective(field, x0, generator=seeded(6))
+            other = objective(field, x0, generator=seeded(6), **far)
             expect(not torch.equal(loss, other), f"{name} ignores its generator: two seeds give one loss.")
 
 
@@ -159,7 +165,8 @@ def check_conditions(objective: Objective) -> None:
     name = type(objective).__name__
     for exact, parametrization in _fields(objective):
         field, label = PerturbedField(exact, parametrization, torch.zeros(5)), torch.arange(8)
-        objective(field, _data(exact, 0)[:8], {"class": label}, generator=seeded(5))
+        far = {k: v[:8] for k, v in _far_end(exact, 0).items()}
+        objective(field, _data(exact, 0)[:8], {"class": label}, generator=seeded(5), **far)
         for cond in field.seen:
             given = None if cond is None else cond.get("class")
             expect(
@@ -173,9 +180,10 @@ def check_training(objective: Objective) -> None:
     """As `compose` builds it: a small network in the objective's parametrization gets finite gradients everywhere."""
     name = type(objective).__name__
     for exact, parametrization in _fields(objective):
-        net = _Net().to(torch.float64)
+        two_heads = isinstance(exact.process, InterpolantProcess) and parametrization.score
+        net = _Net(4 if two_heads else 2).to(torch.float64)
         field = NetworkField(net, exact.process, parametrization)
-        objective(field, _data(exact, 0)[:64], generator=seeded(5)).mean().backward()
+        objective(field, _data(exact, 0)[:64], generator=seeded(5), **_far_end(exact, 0)).mean().backward()
         for weight in net.parameters():
             expect(weight.grad is not None, f"{name} leaves a weight of the network without a gradient.")
             assert weight.grad is not None
@@ -192,6 +200,8 @@ def check_prediction_independence(objective: Objective) -> None:
         name for name in ("x0", "eps", "v", "velocity", "score", "edm") if "prediction" in type(objective).model_fields
     ]
     for exact, _ in _fields(objective):
+        if isinstance(exact.process, InterpolantProcess):
+            continue  # which has one prediction, the velocity
         losses: dict[str, Tensor] = {}
         for name in names:
             try:
@@ -237,9 +247,9 @@ class Rewritten(Field):
 class _Net(nn.Module):
     """tanh(W [x, t] + b) and a second matrix."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.first, self.second = nn.Linear(size + 1, 8), nn.Linear(8, size)
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditions) -> Tensor:
         y: Tensor = self.second(torch.tanh(self.first(torch.cat([x, t[:, None]], dim=1))))
@@ -253,7 +263,8 @@ def _fields(objective: Objective) -> Iterator[tuple[Field, Parametrization]]:
         AssertionError: it accepts none of them.
     """
     found = False
-    for process in processes(objective.requires):
+    known = processes(objective.requires)
+    for process in [*known, Joined()] if isinstance(objective, PathObjective) else known:
         data = DataSpec(shape=(2,), std=mixture(Preserving()).data_std)
         try:
             parametrization = objective.parametrization(process, data)
@@ -269,6 +280,8 @@ def _fields(objective: Objective) -> Iterator[tuple[Field, Parametrization]]:
 def _exact(process: ProcessSpec) -> Field:
     if isinstance(process, Undeclared):
         return UndeclaredOracle(gaussian(Preserving()))
+    if isinstance(process, Joined):
+        return joined()
     if not isinstance(process, GaussianProcess):
         raise AssertionError(f"No exact field is known for {type(process).__name__}: test this objective by hand.")
     return mixture(process)
@@ -289,8 +302,15 @@ def _spec(exact: Field) -> DataSpec:
 
 def _data(exact: Field, batch: int) -> Tensor:
     source = exact.known if isinstance(exact, UndeclaredOracle) else exact
-    assert isinstance(source, (GaussianOracle, MixtureOracle))
+    assert isinstance(source, (GaussianOracle, MixtureOracle, InterpolantOracle))
     return source.sample(EXAMPLES, generator=seeded(batch))
+
+
+def _far_end(exact: Field, batch: int) -> dict[str, Any]:
+    """The argument x1 where the process joins two data sets."""
+    if not isinstance(exact, InterpolantOracle):
+        return {}
+    return {"x1": exact.ends(EXAMPLES, generator=seeded(5000 + batch))[1]}
 
 
 CHECKS = (

@@ -22,6 +22,7 @@ VARIANTS = {
     "logit-normal, stratified": FlowMatching(times="logit-normal", logit_mean=0.5, logit_std=0.7, stratified=True),
     "predicting x0": FlowMatching(prediction="x0"),
     "min-snr weighting": FlowMatching(weighting="min-snr"),
+    "velocity and score between two data sets": FlowMatching(score=True),
 }
 
 

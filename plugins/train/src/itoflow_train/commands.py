@@ -132,7 +132,7 @@ def evaluate(argv: list[str]) -> int:
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     model = load_run(arguments.run)
-    values = Values(recipe.data, dequantised=recipe.training.dequantise)
+    values = Values.of(recipe)
     divergence = (
         {"divergence": "exact"} if arguments.exact else {"divergence": "hutchinson", "probes": arguments.probes}
     )

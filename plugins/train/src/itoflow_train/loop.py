@@ -60,7 +60,7 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False
     """
     options = recipe.training
     accelerator = Accelerator(mixed_precision=options.precision, cpu=cpu)
-    values = Values(recipe.data, dequantised=options.dequantise)
+    values = Values.of(recipe)
     examples = values.source.load("train")
     share = options.batch_size // accelerator.num_processes
     if share < 1:

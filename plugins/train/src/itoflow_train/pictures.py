@@ -84,9 +84,8 @@ class Film:
         self._last = step.x
         last = step.calls is not None and step.index == step.calls - 1
         x = step.x if last else step.x * self._scale(step.t)
-        self.pictures.append(
-            picture(self.values.leave(x), self.values.data, side=256).quantize(32)
-        )  # noise compresses badly
+        drawn = picture(self.values.leave(x), self.values.data, side=256)
+        self.pictures.append(drawn.quantize(32))  # noise compresses badly
 
     def _scale(self, t: float) -> float:
         process, std = self.model.process, self.model.data.std

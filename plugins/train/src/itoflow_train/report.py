@@ -28,7 +28,7 @@ def conditions(model: GenerativeModel, n: int, classes: Tensor | None = None) ->
 
 def draw_pictures(model: GenerativeModel, recipe: Recipe, run: Run) -> None:
     """samples.png, and trajectory.gif: from the same noise, with a step for each frame."""
-    values = Values(recipe.data, dequantised=recipe.training.dequantise)
+    values = Values.of(recipe)
     n, data = recipe.report.grid, values.data
     if not n or not drawable(data):
         return
@@ -50,7 +50,7 @@ def measure_quality(model: GenerativeModel, recipe: Recipe) -> Quality | None:
     options = recipe.report
     if not options.samples or model.data.vector is not None:
         return None
-    values = Values(recipe.data, dequantised=recipe.training.dequantise)
+    values = Values.of(recipe)
     train, test = values.source.load("train"), values.source.load("test")
     generator = torch.Generator(model.device).manual_seed(recipe.training.seed + SEED + 1)
 

@@ -74,7 +74,7 @@ def load_values(path: str | Path) -> Values | None:
         InputError: recipe.json does not parse.
     """
     recipe = load_recipe(path)
-    return None if recipe is None else Values(recipe.data, dequantised=recipe.training.dequantise)
+    return None if recipe is None else Values.of(recipe)
 
 
 def load_recipe(path: str | Path) -> Recipe | None:

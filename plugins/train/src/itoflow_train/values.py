@@ -16,6 +16,7 @@ from torch import Tensor
 from itoflow import InputError
 from itoflow.likelihood import dequantise
 from itoflow_data import DataSource, Transformed
+from itoflow_train.recipe import Recipe
 
 
 class Values:
@@ -36,6 +37,11 @@ class Values:
         self.dequantised = dequantised or self.map is not None
         if self.dequantised and self.data.levels is None:
             raise InputError("training.dequantise is for discrete data; this data spec has no levels. Leave it out.")
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Values:
+        """Those of a recipe."""
+        return cls(recipe.data, dequantised=recipe.training.dequantise)
 
     def noisy(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """y of data x (B, *S); x itself where the model is not trained on dequantised data."""

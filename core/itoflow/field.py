@@ -369,7 +369,7 @@ class NetworkField(Field):
 
     An `InterpolantProcess` with `parametrization.score` has two outputs, E[d_alpha x_0 + d_beta x_1 | x_t] and E[z |
     x_t]: the network is one for data twice as large along the first axis, is given [x, x], and its output is cut in
-    two. So any backbone can have two heads; `heads` gives its data spec.
+    two. So any backbone can have two heads.
 
     Arguments:
         net: the network.

@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from itoflow import InputError, Spec
@@ -57,6 +58,32 @@ class Coupling(Spec, ABC):
         Raises:
             InputError: x1 is empty.
         """
+
+
+class BlockCoupling(Coupling):
+    """A coupling by squared distances, in random blocks of bounded size."""
+
+    block: Annotated[int, Ge(1)] = 1024
+    """Most pairs that are solved at once."""
+
+    def __call__(
+        self,
+        x0: Tensor,
+        x1: Tensor,
+        cond: Mapping[str, Tensor] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Indices (N,); of unequal sizes, x1's are first taken evenly at random."""
+        partners = spread(len(x0), len(x1), x0.device, generator)
+        for rows in blocks(len(x0), self.block, x0.device, generator):
+            cost = squared_distances(x0[rows], x1[partners[rows]])
+            partners[rows] = partners[rows][self.match(cost, generator)]
+        return partners
+
+    @abstractmethod
+    def match(self, cost: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The column that goes with each row of cost (N, N), data units squared: (N,), int64."""
 
 
 def spread(n: int, m: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:

@@ -17,36 +17,19 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
-
 import torch
-from annotated_types import Ge
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from itoflow_flow.coupling import Coupling, blocks, spread, squared_distances
+from itoflow_flow.coupling import BlockCoupling
 
 
-class OptimalTransport(Coupling):
+class OptimalTransport(BlockCoupling):
     """The permutation of least total squared distance, per block."""
 
-    block: Annotated[int, Ge(1)] = 1024
-    """Most pairs that are solved at once."""
-
-    def __call__(
-        self,
-        x0: Tensor,
-        x1: Tensor,
-        cond: Mapping[str, Tensor] | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Indices (N,); of unequal sizes, x1's are first taken evenly at random."""
-        partners = spread(len(x0), len(x1), x0.device, generator)
-        for rows in blocks(len(x0), self.block, x0.device, generator):
-            partners[rows] = partners[rows][assignment(squared_distances(x0[rows], x1[partners[rows]]))]
-        return partners
+    def match(self, cost: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The assignment."""
+        return assignment(cost)
 
 
 def assignment(cost: Tensor) -> Tensor:

@@ -18,17 +18,16 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from itoflow_flow.coupling import Coupling, blocks, spread, squared_distances
+from itoflow_flow.coupling import BlockCoupling
 
 
-class Sinkhorn(Coupling):
+class Sinkhorn(BlockCoupling):
     """Partners drawn from the entropic plan, per block."""
 
     epsilon: Annotated[float, Gt(0)] = 0.05
@@ -37,23 +36,10 @@ class Sinkhorn(Coupling):
     """Whether epsilon is in units of the mean of C."""
     iterations: Annotated[int, Ge(1)] = 100
     """Sinkhorn iterations; each scales both marginals once."""
-    block: Annotated[int, Ge(1)] = 1024
-    """Most pairs that are solved at once."""
 
-    def __call__(
-        self,
-        x0: Tensor,
-        x1: Tensor,
-        cond: Mapping[str, Tensor] | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Indices (N,); of unequal sizes, x1's are first taken evenly at random."""
-        partners = spread(len(x0), len(x1), x0.device, generator)
-        for rows in blocks(len(x0), self.block, x0.device, generator):
-            log_plan = self.log_plan(squared_distances(x0[rows], x1[partners[rows]]))
-            partners[rows] = partners[rows][_draw(log_plan, generator)]
-        return partners
+    def match(self, cost: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One column of each row, drawn from the plan."""
+        return _draw(self.log_plan(cost), generator)
 
     def log_plan(self, cost: Tensor) -> Tensor:
         """log P for cost (N, N), up to a constant: (N, N), float64."""

@@ -17,6 +17,7 @@ from itoflow_train.evaluation import CHECKED, Evaluation
 from itoflow_train.evaluation import evaluate as likelihood_of
 from itoflow_train.evaluation import table as likelihood_table
 from itoflow_train.loop import build, fit
+from itoflow_train.named import part
 from itoflow_train.pictures import drawable, picture
 from itoflow_train.quality import at_levels
 from itoflow_train.recipe import read, shipped
@@ -70,7 +71,7 @@ def sample(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="itoflow sample", description="Draw samples from a run or a saved model.")
     parser.add_argument("run", help="a run folder, or the folder of a saved model")
     parser.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
-    parser.add_argument("--sampler", help="a sampler's name, or a mapping as JSON (default: the model's own)")
+    parser.add_argument("--sampler", help="NAME, NAME:option=value or JSON (default: the model's own)")
     parser.add_argument("--steps", type=int, help="number of time steps")
     parser.add_argument("--class", type=int, dest="label", help="class of all samples (default: the classes in turn)")
     parser.add_argument("--seed", type=int, default=0)
@@ -82,7 +83,7 @@ def sample(argv: list[str]) -> int:
     x = model.sample(
         arguments.n,
         cond,
-        sampler=_sampler(arguments.sampler),
+        sampler=None if arguments.sampler is None else part(arguments.sampler, "--sampler"),
         steps=arguments.steps,
         generator=torch.Generator().manual_seed(arguments.seed),
     )
@@ -162,13 +163,3 @@ def _conditions(model: GenerativeModel, n: int, label: int | None) -> dict[str, 
     if label is None:
         return conditions(model, max(n, 0))
     return {"class": torch.tensor(label)}
-
-
-def _sampler(text: str | None) -> str | dict[str, object] | None:
-    if text is None or not text.lstrip().startswith("{"):
-        return text
-    try:
-        mapping: dict[str, object] = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"--sampler {text!r} does not parse as JSON: {error}.") from error
-    return mapping

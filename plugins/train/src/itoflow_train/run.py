@@ -7,6 +7,8 @@ model/           the saved model at the end
 samples.png      a grid of samples
 trajectory.gif   the same samples from noise to data
 report.json      the figures of the printed table
+likelihood.json  of `itoflow evaluate`
+samplers.csv     of `itoflow compare-samplers`, with samplers-error.png
 """
 
 from __future__ import annotations

@@ -2,8 +2,11 @@
 
 First table, the law: 1,000 steps and 100,000 samples of three weighted clusters on three paths. Mean, covariance and
 the share of each cluster must lie within 3 standard errors of the exact values, plus a discretisation allowance: a
-method of weak order 1 has at 1,000 steps the error by which 500 and 1,000 steps differ. The table gives the largest
-deviation in standard errors, the largest one less the allowance, and the verdict.
+method of weak order 1 has at 1,000 steps the error by which 500 and 1,000 steps differ. The Langevin steps of
+`predictor-corrector` have a size e of their own, which more steps do not make smaller; their bias is of order 1 in e too
+(a Gaussian of variance V is left with V + e/2), and so the law with twice the e is allowed for in the same way, from the
+same noise. The table gives the largest deviation in standard errors, the largest one less the allowance, and the
+verdict.
 
 Second table, weak error per NFE, peers beside: 50,000 samples of eight Gaussians on a ring; the sliced Wasserstein-2
 distance to exact draws (64 directions), times 1,000, and the relative error of the covariance in per mille. The floor
@@ -42,6 +45,7 @@ LAW = [
     "stochastic-adams",
     "churn",
     "ddim",
+    "predictor-corrector",
 ]
 WEAK: list[tuple[str, dict[str, Any]]] = [
     ("euler-maruyama", {}),
@@ -109,12 +113,18 @@ def law(samples: int = 100_000) -> None:
             start = time.process_time()
             options = {"eta": 0.5} if name == "ddim" else {"s_noise": 1.0} if name == "churn" else {}
             sampler = create("sampler", name).replace(**options)
-            half, full = (
-                statistics(sampler.replace(steps=n)(field, x, generator=seeded(3 + n)), oracle.means)
-                for n in (500, 1000)
-            )
+
+            def drawn(sampler: Sampler, n: int) -> Tensor:
+                ends = sampler.with_steps(n)(field, x, generator=seeded(3 + n))
+                return statistics(ends, oracle.means)
+
+            half, full = drawn(sampler, 500), drawn(sampler, 1000)
+            allowance = (half - full).abs()
+            if name == "predictor-corrector":
+                doubled = sampler.replace(snr=math.sqrt(2) * dict(sampler)["snr"])
+                allowance += (drawn(doubled, 1000) - full).abs()
             deviation = (full - exact).abs() / errors
-            beyond = ((full - exact).abs() - (half - full).abs()).clamp(min=0) / errors
+            beyond = ((full - exact).abs() - allowance).clamp(min=0) / errors
             verdict = "held" if float(beyond.max()) <= 3 else "NOT HELD"
             print(
                 f"  {label(sampler, options):36s} {float(deviation.max()):6.1f} {float(beyond.max()):6.1f}  {verdict}"

@@ -1,12 +1,12 @@
 """Order of convergence: the slope of log error over log steps on smooth problems, at the last halving above round-off.
 
 Two columns, both within 0.15. With a Runge-Kutta start, the nominal order (UniPC's is its predictor's plus one). With
-the start that ships, a ramp, whose first step is of order 1: what it adds to the error is of order 2 (3 for UniPC, which
+the start that ships, a ramp whose first step is of order 1: what it adds to the error is of order 2 (3 for UniPC, which
 corrects it), and is measured by itself, as the sum has no slope of its own before the larger order has died out.
 
 Four paths, at a distance from their singular ends. Data are Gaussian, whose flow is known in closed form, of deviation
-0.7 and 0.5. With 0.3 the local error of Adams of order 4 changes its sign on the way, so that its h^4 term nearly
-vanishes on VP and cosine: halving by halving from 32 steps, the slope is 5.2, 4.1, 3.4, 3.7, 3.9, 3.9 (cosine, velocity).
+0.7 and 0.5. With 0.3 the h^4 term of Adams of order 4 nearly vanishes on VP and cosine, and the next one shows: the
+slopes from 32 steps on, halving by halving, are 5.2, 4.1, 3.4, 3.7, 3.9, 3.9 (cosine, velocity).
 """
 
 from __future__ import annotations

@@ -2,15 +2,18 @@
 
 First table, the law: 1,000 steps and 100,000 samples of three weighted clusters on three paths. Mean, covariance and
 the share of each cluster must lie within 3 standard errors of the exact values, plus a discretisation allowance: a
-method of weak order 1 has at 1,000 steps the error by which 500 and 1,000 steps differ. The Langevin steps of
-`predictor-corrector` have a size e of their own, which more steps do not make smaller; their bias is of order 1 in e too
-(a Gaussian of variance V is left with V + e/2), and so the law with twice the e is allowed for in the same way, from the
-same noise. The table gives the largest deviation in standard errors, the largest one less the allowance, and the
-verdict.
+method of weak order 1 has at 1,000 steps the error by which 500 and 1,000 steps differ. The table gives the largest
+deviation in standard errors, the largest one less the allowance, and the verdict.
 
-Second table, weak error per NFE, peers beside: 50,000 samples of eight Gaussians on a ring; the sliced Wasserstein-2
-distance to exact draws (64 directions), times 1,000, and the relative error of the covariance in per mille. The floor
-is the same figure for a second set of exact draws: what is near it is not resolved.
+The Langevin steps of `predictor-corrector` have a size of their own, e = 2 (snr sigma)^2 where m = 1, at which a
+Gaussian of variance V is held at V + e/2, and more steps in time do not make it smaller. The bias is of order 1 in e
+too, so that a second allowance is by how much the law differs with twice the e, from the same noise.
+
+Second table, weak error per NFE, peers beside: 50,000 samples; the sliced Wasserstein-2 distance to exact draws (64
+directions), times 1,000, and the relative error of the covariance in per mille. The floor is the same figure for a
+second set of exact draws: what is near it is not resolved. Two targets: eight Gaussians on a ring, on which the
+defaults of `stochastic-adams` were chosen, and one that nothing was chosen on, seven clusters of unequal widths and
+weights in 12 dimensions.
 
 Peers, where installed: azula 0.11.1, diffusers 0.42.1. Arguments: `law`, `weak`, or none for both.
 """
@@ -62,30 +65,33 @@ NFES = (6, 10, 20, 40)
 
 
 class Denoiser(nn.Module):
-    """E[x0 | x_t] of equally wide clusters as a network that is told t, so that runs cost as little as they can."""
+    """E[x0 | x_t] of isotropic clusters as a network that is told t, so that runs cost as little as they can.
 
-    def __init__(self, process: GaussianProcess, means: Tensor, weights: Tensor, std: float) -> None:
+    Arguments:
+        means, weights, stds: of the clusters, (K, D), (K,) and (K,).
+    """
+
+    def __init__(self, process: GaussianProcess, means: Tensor, weights: Tensor, stds: Tensor) -> None:
         super().__init__()
-        self.process, self.means, self.log_weights, self.std = process, means, weights.log(), std
+        self.process, self.means, self.log_weights, self.variances = process, means, weights.log(), stds.square()
 
     def forward(self, x: Tensor, t: Tensor, cond: object) -> Tensor:
-        """(B, 2) for x (B, 2) and t (B,), all the same."""
+        """(B, D) for x (B, D) and t (B,), all the same."""
         now = t[0].to(torch.float64)
         return self.at(x, float(self.process.alpha(now)), float(self.process.sigma(now)))
 
     def at(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """E[x0 | x] for x = alpha x0 + sigma eps."""
-        variance = (alpha * self.std) ** 2 + sigma**2
-        centres = alpha * self.means
-        joint = (x @ centres.T - centres.square().sum(1) / 2) / variance + self.log_weights
-        nearest = joint.softmax(1) @ self.means
-        return (sigma**2 * nearest + alpha * self.std**2 * x) / variance
+        v, centres = alpha**2 * self.variances + sigma**2, alpha * self.means
+        squares = x.square().sum(1, keepdim=True) - 2 * x @ centres.T + centres.square().sum(1)
+        shares = (self.log_weights - x.shape[1] / 2 * v.log() - squares / (2 * v)).softmax(1)
+        return (shares * (sigma**2 / v)) @ self.means + (shares @ (alpha * self.variances / v))[:, None] * x
 
 
-def field_of(oracle: MixtureOracle, std: float) -> NetworkField:
+def field_of(oracle: MixtureOracle, stds: Tensor) -> NetworkField:
     """The oracle's field by its `Denoiser`; checked against the oracle."""
     process = oracle.process
-    net = Denoiser(process, oracle.means, oracle.weights, std)
+    net = Denoiser(process, oracle.means, oracle.weights, stds)
     field = NetworkField(net, process, Parametrization(prediction="x0", scale_input=False))
     x, t = oracle.sample(64, 0.5, generator=seeded(0)), torch.tensor(0.5, dtype=torch.float64)
     torch.testing.assert_close(field(x, t).x0, oracle(x, t).x0)
@@ -103,7 +109,7 @@ def law(samples: int = 100_000) -> None:
     print(f"law at 1,000 steps, {samples} samples: largest deviation in standard errors, and less the allowance")
     for process in (Preserving(), Exploding(), Straight()):
         oracle = mixture(process)
-        field = field_of(oracle, 0.3)
+        field = field_of(oracle, torch.full((3,), 0.3, dtype=torch.float64))
         exact, errors = reference(oracle)
         errors = errors / math.sqrt(samples)
         x = oracle.sample(samples, process.t_max, generator=seeded(1))
@@ -113,16 +119,11 @@ def law(samples: int = 100_000) -> None:
             start = time.process_time()
             options = {"eta": 0.5} if name == "ddim" else {"s_noise": 1.0} if name == "churn" else {}
             sampler = create("sampler", name).replace(**options)
-
-            def drawn(sampler: Sampler, n: int) -> Tensor:
-                ends = sampler.with_steps(n)(field, x, generator=seeded(3 + n))
-                return statistics(ends, oracle.means)
-
-            half, full = drawn(sampler, 500), drawn(sampler, 1000)
+            half, full = (drawn(sampler, n, field, x, oracle) for n in (500, 1000))
             allowance = (half - full).abs()
             if name == "predictor-corrector":
                 doubled = sampler.replace(snr=math.sqrt(2) * dict(sampler)["snr"])
-                allowance += (drawn(doubled, 1000) - full).abs()
+                allowance += (drawn(doubled, 1000, field, x, oracle) - full).abs()
             deviation = (full - exact).abs() / errors
             beyond = ((full - exact).abs() - allowance).clamp(min=0) / errors
             verdict = "held" if float(beyond.max()) <= 3 else "NOT HELD"
@@ -130,6 +131,11 @@ def law(samples: int = 100_000) -> None:
                 f"  {label(sampler, options):36s} {float(deviation.max()):6.1f} {float(beyond.max()):6.1f}  {verdict}"
                 f"  ({time.process_time() - start:.0f} s)"
             )
+
+
+def drawn(sampler: Sampler, steps: int, field: NetworkField, x: Tensor, oracle: MixtureOracle) -> Tensor:
+    """The statistics after so many steps; as many steps see the same noise."""
+    return statistics(sampler.with_steps(steps)(field, x, generator=seeded(3 + steps)), oracle.means)
 
 
 def reference(oracle: MixtureOracle) -> tuple[Tensor, Tensor]:
@@ -168,43 +174,60 @@ class EDM(GaussianProcess):
         return 80 * t
 
 
+def ring() -> tuple[Tensor, Tensor, Tensor]:
+    """Means, weights and widths of eight equal modes on a ring."""
+    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = torch.stack([angles.cos(), angles.sin()], 1) * math.sqrt(2)
+    return means, torch.full((8,), 1 / 8, dtype=torch.float64), torch.full((8,), 0.1, dtype=torch.float64)
+
+
+def held_out() -> tuple[Tensor, Tensor, Tensor]:
+    """The same of seven unequal clusters in 12 dimensions."""
+    means = torch.randn(7, 12, dtype=torch.float64, generator=seeded(31))
+    return means, torch.arange(1, 8).double() / 28, torch.linspace(0.1, 0.5, 7, dtype=torch.float64)
+
+
 def weak(samples: int = 50_000) -> None:
     """The second table."""
-    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
-    means, std = torch.stack([angles.cos(), angles.sin()], 1) * math.sqrt(2), 0.1
-    for process in (EDM(), Straight()):
-        oracle = MixtureOracle(process, means, stds=std)
-        field, net = field_of(oracle, std), Denoiser(process, means, torch.ones(8).double() / 8, std)
-        target, second = (oracle.sample(samples, generator=seeded(i)) for i in (1, 2))
-        unit = torch.randn(samples, 2, dtype=torch.float64, generator=seeded(3))
-        x = unit * process.prior_std()
-        print(f"\nweak error on {type(process).__name__}, ring of 8, NFE: sliced W2 x 1000 / covariance, per mille")
-        print(f"  {'floor (exact draws)':52s} {measured(second, target, oracle)}")
-        runs: list[tuple[str, Callable[[int], Tensor]]] = []
-        for name, options in WEAK:
-            sampler = create("sampler", name).replace(**options)
-            steps = (lambda n: n // 2) if name == "churn" else (lambda n: n)
-            runs.append(
-                (
-                    "itoflow " + label(sampler, options),
-                    lambda n, s=sampler, f=steps, w=field, y=x: s.replace(steps=f(n))(w, y, generator=seeded(4)),
-                )
+    for title, (means, weights, stds) in {"ring of 8": ring(), "held out, 12-D": held_out()}.items():
+        for process in (EDM(), Straight()):
+            weak_on(title, MixtureOracle(process, means, weights, stds=stds), stds, samples)
+
+
+def weak_on(title: str, oracle: MixtureOracle, stds: Tensor, samples: int) -> None:
+    """One block of it."""
+    process = oracle.process
+    field, net = field_of(oracle, stds), Denoiser(process, oracle.means, oracle.weights, stds)
+    target, second = (oracle.sample(samples, generator=seeded(i)) for i in (1, 2))
+    unit = torch.randn(target.shape, dtype=torch.float64, generator=seeded(3))
+    x = unit * process.prior_std()
+    print(f"\n{title} on {type(process).__name__}, NFE: sliced W2 x 1000 / covariance, per mille")
+    print(f"  {'floor (exact draws)':52s} {measured(second, target, oracle)}")
+    runs: list[tuple[str, Callable[[int], Tensor]]] = []
+    for name, options in WEAK:
+        sampler = create("sampler", name).replace(**options)
+        steps = (lambda n: n // 2) if name == "churn" else (lambda n: n)
+        runs.append(
+            (
+                "itoflow " + label(sampler, options),
+                lambda n, s=sampler, f=steps, w=field, y=x: s.replace(steps=f(n))(w, y, generator=seeded(4)),
             )
-        runs += [*azula_runs(net, unit, process), *diffusers_runs(net, unit, process)]
-        for name, run in runs:
-            row = []
-            for nfe in NFES:
-                torch.manual_seed(5)
-                row.append(f"{nfe:3d}: {measured(run(nfe), target, oracle)}")
-            print(f"  {name:52s} {'  '.join(row)}", flush=True)
+        )
+    runs += [*azula_runs(net, unit, process), *diffusers_runs(net, unit, process)]
+    for name, run in runs:
+        row = []
+        for nfe in NFES:
+            torch.manual_seed(5)
+            row.append(f"{nfe:3d}: {measured(run(nfe), target, oracle)}")
+        print(f"  {name:52s} {'  '.join(row)}", flush=True)
 
 
 def measured(x: Tensor, target: Tensor, oracle: MixtureOracle) -> str:
     """Sliced W2 to exact draws x 1000 / relative error of the covariance x 1000."""
     if not bool(torch.isfinite(x).all()):
         return "not finite"
-    angle = torch.linspace(0, math.pi, 65, dtype=torch.float64)[:-1]
-    directions = torch.stack([angle.cos(), angle.sin()])
+    directions = torch.randn(64, x.shape[1], dtype=torch.float64, generator=seeded(6))
+    directions = (directions / directions.norm(dim=1, keepdim=True)).T
     ours, theirs = (x @ directions).sort(0).values, (target @ directions).sort(0).values
     distance = (ours - theirs).square().mean().sqrt()
     covariance = oracle.moments()[1]

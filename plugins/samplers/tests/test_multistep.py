@@ -15,6 +15,7 @@ from itoflow.testing.problems import Preserving, Straight, Undeclared, mixture, 
 from itoflow.testing.samplers import Watched
 from itoflow_samplers.multistep import DEIS, Adams, ExponentialAdams
 from itoflow_samplers.ode import RK4, Heun, Midpoint
+from itoflow_samplers.unipc import UniPC
 
 
 class VP(GaussianProcess):
@@ -198,6 +199,20 @@ def test_evaluations_are_what_the_docstrings_say():
         watched = Watched(oracle)
         sampler(watched, x)
         assert watched.calls == count, sampler
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_history_is_what_the_docstrings_say(order):
+    """Of the tensors that a run holds, three are no history (core's tests count those)."""
+    stages = order * (order - 1) + 1
+    for method in (Adams, ExponentialAdams, DEIS):
+        sampler = method(order=order, steps=20)
+        assert sampler.table(Preserving()).depth == order
+        assert sampler.replace(start="runge-kutta").table(Preserving()).depth == stages
+    if order < 4:
+        assert UniPC(order=order, steps=20).table(Preserving()).depth == order + 1
+        started = UniPC(order=order, steps=20, start="runge-kutta").table(Preserving()).depth
+        assert started == {1: 2, 2: 5, 3: 10}[order]
 
 
 def test_adams_runs_on_any_process_in_the_velocity_only():

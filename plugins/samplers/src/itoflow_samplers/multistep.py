@@ -9,7 +9,10 @@ with log-SNR is the exact multistep exponential integrator of which DPM-Solver++
 frame with t is DEIS.
 
 The first k - 1 steps lack history. A ramp takes them with what there is, orders 1, 2, ...; for k > 2 that leaves
-order 2. Runge-Kutta steps of order k in the same frame keep order k and cost k evaluations each instead of one.
+order 2. Runge-Kutta steps of order k in the same frame keep order k and cost k evaluations each instead of one. They
+also take memory: a run holds as many outputs as its longest row looks back, which is k with a ramp. After Runge-Kutta
+steps it is k (k - 1) + 1, so 3, 7 and 13 for k = 2, 3 and 4, as the stages lie between the values that the first
+multistep step needs, and the history is not shortened later.
 
 References:
     Solving Ordinary Differential Equations I (Hairer, Norsett and Wanner, 1993), section III.1 and III.5 (variable
@@ -41,7 +44,10 @@ class Multistep(OrderedSampler):
     order: Annotated[int, Ge(1), Le(4)] | None = None
     """k; None is 3, or as many as the steps."""
     start: Literal["ramp", "runge-kutta"] = "ramp"
-    """The first k - 1 steps: with the history there is, or Runge-Kutta steps of order k, k evaluations each."""
+    """The first k - 1 steps: with the history there is, or Runge-Kutta steps of order k, k evaluations each.
+
+    A run holds k + 3 tensors of the sample's size with a ramp, k (k - 1) + 4 with Runge-Kutta steps.
+    """
 
     @property
     @abstractmethod

@@ -17,6 +17,7 @@ from itoflow.testing.samplers import Watched
 from itoflow_samplers.churn import Churn
 from itoflow_samplers.ddim import Ancestral
 from itoflow_samplers.frames import points
+from itoflow_samplers.predictor_corrector import PredictorCorrector
 from itoflow_samplers.sa_solver import SASolver, StochasticAdams
 from itoflow_samplers.sde import EulerMaruyama, ReverseDiffusion
 from itoflow_samplers.sde_dpm_solver import SDEDPMSolver
@@ -274,6 +275,48 @@ def test_more_steps_converge_to_one_path(sampler, process):
     other = sampler.replace(steps=400)(oracle, x, generator=seeded(4))
     moved, apart = ((a - b).square().mean().sqrt() for a, b in ((near, far), (far, other)))
     assert float(moved / apart) < 0.12, float(moved / apart)
+
+
+@pytest.mark.parametrize("variance", [0.2, 1.0, 3.0])
+def test_a_langevin_step_holds_a_gaussian_at_half_its_size_too_much(variance):
+    """x <- (1 - e/V) x + sqrt(2 e) z holds the variance V / (1 - e / (2 V)) = V + e/2 + O(e^2)."""
+    sigma, m = 0.4, 0.9
+    corrector = PredictorCorrector()
+    unit, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    kept = float(corrector._langevin(unit, sigma / variance * unit, zero, sigma, m))  # eps = -sigma score
+    added = float(corrector._langevin(zero, zero, unit, sigma, m))
+    e = 2 * (m * corrector.snr * sigma) ** 2
+    assert added**2 / (1 - kept**2) == pytest.approx(variance / (1 - e / (2 * variance)), rel=1e-12)
+    assert added**2 / (1 - kept**2) - variance == pytest.approx(e / 2, rel=e / variance)
+
+
+def law(x, means):
+    """Mean, covariance and the share of each cluster."""
+    shares = torch.bincount(torch.cdist(x, means).argmin(1), minlength=len(means)) / len(x)
+    return torch.cat([x.mean(0), torch.cov(x.T)[*torch.triu_indices(2, 2)], shares])
+
+
+def test_the_law_of_predictor_corrector():
+    """1,000 steps, 4,000 samples, within 3 standard errors and an allowance; tests/benchmarks draws 100,000.
+
+    The error is of order 1 in the steps and, apart from that, in the Langevin step's size e, which they do not change.
+    So what 500 and 1,000 steps differ by is allowed for, and what e and 2 e differ by. False alarms: 2 % of seeds.
+    """
+    oracle, count = mixture(Preserving()), 4_000
+    x = oracle.sample(count, oracle.process.t_max, generator=seeded(1))
+    many = oracle.sample(1_000_000, generator=seeded(2))
+    exact = law(many, oracle.means)
+    errors = torch.stack([law(part, oracle.means) for part in many.split(count)]).std(0)
+    doubled = PredictorCorrector(snr=math.sqrt(2) * PredictorCorrector().snr)
+    ends = [
+        sampler.with_steps(steps)(oracle, x, generator=seeded(3 + steps))
+        for sampler, steps in ((PredictorCorrector(), 500), (PredictorCorrector(), 1000), (doubled, 1000))
+    ]
+    half, full, coarse = (law(end, oracle.means) for end in ends)
+    allowed = 3 * errors + (half - full).abs() + (coarse - full).abs()
+    assert bool(((full - exact).abs() <= allowed).all()), ((full - exact) / errors, allowed / errors)
+    wide = law(1.1 * ends[1], oracle.means)
+    assert not bool(((wide - exact).abs() <= allowed).all())  # it fires
 
 
 @pytest.mark.parametrize("sampler", SPLIT, ids=lambda s: type(s).__name__)

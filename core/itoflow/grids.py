@@ -84,7 +84,7 @@ def time_grid(
         t = process.log_snr_inverse(log_snr)
     times = [float(value) for value in t]
     times[0], times[-1] = process.t_max, process.t_min
-    return _decreasing(tuple(times))
+    return _decreasing(tuple(times), "Use fewer steps.")
 
 
 def optimal_calls(n: int) -> tuple[float, ...]:
@@ -138,22 +138,25 @@ def custom_grid(process: ProcessSpec, times: tuple[float, ...], knots: int) -> t
     """The user's own times, checked against the process and the number of steps.
 
     Raises:
-        InputError: the wrong number of times, not decreasing, or outside [t_min, t_max].
+        InputError: the wrong number of times, not numbers, not decreasing, or outside [t_min, t_max].
     """
     if len(times) != knots:
         raise InputError(
             f"This sampler and process need {knots} times in `grid`, {len(times)} are given. "
             "Set `steps` to match: one step per time, and without denoising one more time than steps."
         )
+    if not all(math.isfinite(t) for t in times):
+        raise InputError(f"Times must be numbers. Given: {times}.")
+    _decreasing(times, "From noise to data, each is to be below the one before.")
     if times[0] > process.t_max or times[-1] < process.t_min:
         raise InputError(
             f"Times {times[0]:g} to {times[-1]:g} leave the process's [{process.t_min:g}, {process.t_max:g}]."
         )
-    return _decreasing(times)
+    return times
 
 
-def _decreasing(times: tuple[float, ...]) -> tuple[float, ...]:
+def _decreasing(times: tuple[float, ...], advice: str) -> tuple[float, ...]:
     for i, (now, after) in enumerate(pairwise(times)):
         if not after < now:
-            raise InputError(f"Times must decrease strictly: time {i + 2} is {after!r} after {now!r}. Use fewer steps.")
+            raise InputError(f"Times must decrease strictly: time {i + 2} is {after!r} after {now!r}. {advice}")
     return times

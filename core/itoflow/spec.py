@@ -101,13 +101,27 @@ def _explain(cls: type[Spec], error: ValidationError) -> str:
     """One line per wrong option: where, what was given, what is allowed."""
     options = list(cls.model_fields)
     lines = []
-    for item in error.errors(include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "options"
+    for items in _by_value(error):
+        item, *others = items
+        location = item["loc"][:1] if others else item["loc"]
+        where = ".".join(str(part) for part in location) or "options"
         if item["type"] == "extra_forbidden":
             lines.append(f"no option {where!r}.{did_you_mean(where, options)} Options: {listing(options)}.")
         elif item["type"] == "missing":
             lines.append(f"option {where!r} is required.")
         else:
             given = "" if isinstance(item["input"], Mapping) else f" (given: {item['input']!r})"
-            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ').rstrip('.')}{given}.")
+            first, *rest = (one["msg"].removeprefix("Value error, ").rstrip(".") for one in items)
+            said = ", or ".join([first, *(text.removeprefix("Input should be ") for text in rest)])
+            lines.append(f"{where}: {said}{given}.")
     return f"{cls.__name__}: " + " ".join(lines)
+
+
+def _by_value(error: ValidationError) -> list[list[Any]]:
+    """The errors, with those of one value of one option together: a union has one for each of its members."""
+    groups: dict[tuple[Any, int], list[Any]] = {}
+    for item in error.errors(include_url=False):
+        union = len(item["loc"]) > 1 and isinstance(item["loc"][1], str)
+        place = item["loc"][0] if union else item["loc"]
+        groups.setdefault((place, id(item["input"])), []).append(item)
+    return list(groups.values())

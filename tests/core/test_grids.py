@@ -74,8 +74,9 @@ def test_grids_refuse_what_they_cannot_do():
         ((1.1, 0.5, 0.2), "leave the process's"),
         ((0.9, 0.5, 0.0), "leave the process's"),
         ((0.9, 0.5, 0.5), r"decrease strictly: time 3 is 0.5 after 0.5"),
-        ((0.2, 0.5, 0.9), "decrease strictly"),
-        ((0.9, math.nan, 0.2), "decrease strictly"),
+        ((0.2, 0.5, 0.9), r"time 2 is 0.5 after 0.2\. From noise to data"),
+        ((0.9, math.nan, 0.2), "must be numbers"),
+        ((math.nan,) * 3, "must be numbers"),
     ],
 )
 def test_custom_times_are_checked(times, says):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import Gt
@@ -58,6 +58,21 @@ def test_differs_from_another_class_with_equal_options() -> None:
 def test_a_wrong_option_says_which_and_what_fits(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Toy(**options)
+
+
+Auto = Literal["auto"]
+Named = Literal["uniform", "karras"]
+
+
+def test_a_value_that_fits_no_member_of_a_union_is_said_once() -> None:
+    class Either(Spec):
+        grid: Auto | Named | tuple[float, ...] = "auto"
+
+    says = r"^Either: grid: Input should be 'auto', or 'uniform' or 'karras', or a valid tuple \(given: 'karas'\)\.$"
+    with pytest.raises(OptionError, match=says):
+        Either(grid="karas")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"grid\.tuple.*\.1: Input should be a valid number.*\(given: 'x'\)"):
+        Either(grid=(1.0, "x"))  # type: ignore[arg-type]
 
 
 def test_a_missing_option_is_named() -> None:

@@ -65,8 +65,9 @@ class AdaptiveSolver(Sampler, ABC):
         span, count, last = t_to - t_from, 0, 0.0
 
         def fail(reason: str, s: float) -> NumericalError:
+            what = f"{type(self).__name__} on {type(dynamics).__name__.lstrip('_')}"
             return NumericalError(
-                f"{type(self).__name__} on {type(dynamics).__name__} {reason} in the step after {count} evaluations, "
+                f"{what} {reason} in the step after {count} evaluations, "
                 f"t = {t_from + span * s:.6g}, running from t = {t_from:.6g} to {t_to:.6g}."
             )
 
@@ -110,7 +111,7 @@ class AdaptiveSolver(Sampler, ABC):
         t_end, denoised = process.t_min, self.denoise and isinstance(process, GaussianProcess)
         if self.denoise and isinstance(process, GaussianProcess) and float(process.ends()[0].sigma) == 0:
             t_end = float(process.log_snr_inverse(torch.tensor(-2 * math.log(_CLEAN), dtype=torch.float64)))
-        watched = _Watched(field, cond, callback)
+        watched = _ProbabilityFlow(field, cond, callback)
         end = self.integrate(watched, x, process.t_max, t_end)
         if denoised:
             t = torch.tensor(t_end, dtype=torch.float64, device=x.device)
@@ -125,7 +126,7 @@ class AdaptiveSolver(Sampler, ABC):
         return end
 
 
-class _Watched(Dynamics):
+class _ProbabilityFlow(Dynamics):
     """The probability-flow ODE that reports each evaluation once the state after it is known."""
 
     def __init__(self, field: Field, cond: Mapping[str, Tensor] | None, callback: Callback | None) -> None:

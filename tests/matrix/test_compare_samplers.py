@@ -7,7 +7,7 @@ import csv
 import pytest
 import torch
 
-from itoflow import IncompatibleError, available, compose, create
+from itoflow import IncompatibleError, InputError, available, compose, create
 from itoflow_train.compare_samplers import DEFAULTS, compare_samplers
 from itoflow_train.targets import ORACLES
 
@@ -64,6 +64,13 @@ def test_without_its_noise_a_stochastic_method_is_compared(tmp_path):
     adaptive = [row for (sampler, _), row in found.items() if sampler.startswith("dopri5")]
     assert [row["nfe"] for row in adaptive] == ["500"]  # as many as its tolerance asks for
     assert 9 < int(adaptive[0]["evaluations"]) <= 500
+
+
+def test_a_budget_that_no_sampler_meets(tmp_path):
+    with pytest.raises(InputError, match="No sampler makes do with 2 evaluations; the fewest measured are 6"):
+        compare_samplers(
+            ["mixture", "--samplers", "unipc:order=3", "--nfe", "6", "--budget", "2", "--out", str(tmp_path)]
+        )
 
 
 def test_two_data_sets_have_no_noise_to_start_from(tmp_path):

@@ -66,7 +66,7 @@ def likelihood_bound(
     divergence: DivergenceName = "hutchinson",
     probes: int = 1,
     probe: ProbeName = "rademacher",
-    rows: int = 4096,
+    rows: int = 256,
     generator: torch.Generator | None = None,
 ) -> Bound:
     """Equation (1) for x (B, *S), by `times` draws of time, noise and probes for each example.

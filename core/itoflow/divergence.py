@@ -5,6 +5,9 @@ r"""The divergence of a velocity field, exact or estimated, with bounded memory.
 Exact: the unit vectors e_i, D of them. Hutchinson: K fixed probes z, Rademacher or Gaussian, whose mean is unbiased.
 Either way the work is a list of directions, of which as many are taken at once as `rows` allows: x is repeated once for
 each, so that the network sees at most `rows` rows (at least the batch), and its graph is kept no longer than needed.
+More rows than keep a processor busy are a waste in reverse mode: every copy of x is one more forward pass, where one
+pass would serve all directions. On an 8x8 image and its small convolutional network 256 take a quarter of the time
+that 4096 take, with 64 examples.
 
 Reverse mode asks for J' z (one backward call for each group of directions, on one forward call), forward mode for J z
 (one call for each group). Reverse mode runs on every network that trains; where an operation lacks a derivative it
@@ -66,7 +69,7 @@ class Divergence:
         self,
         probes: Tensor | None = None,
         *,
-        rows: int = 4096,
+        rows: int = 256,
         mode: ModeName = "auto",
         differentiable: bool = False,
     ) -> None:

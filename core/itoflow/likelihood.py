@@ -94,7 +94,7 @@ class LikelihoodOptions(ODEOptions, total=False):
     batch: int
     """Most examples that are solved together (default: 1024)."""
     rows: int
-    """Most rows that enter the network at once, examples times directions (default: 4096)."""
+    """Most rows that enter the network at once, examples times directions (default: 256)."""
     mode: ModeName
     """Mode of differentiation, `reverse`, `forward`, or `auto`, which takes the first that works (default: auto)."""
     differentiable: bool
@@ -190,7 +190,7 @@ def likelihood(
     probe: ProbeName = "rademacher",
     generator: torch.Generator | None = None,
     batch: int = 1024,
-    rows: int = 4096,
+    rows: int = 256,
     mode: ModeName = "auto",
     differentiable: bool = False,
 ) -> Likelihood:

@@ -420,8 +420,9 @@ class TestModel:
         x = torch.randn(4, 3, generator=seeded(0))
         back = model.decode(model.encode(x, method=METHOD), method=METHOD)
         torch.testing.assert_close(back, x.double(), rtol=0, atol=1e-6)
+        assert torch.equal(model.round_trip(x, method=METHOD), back - x)
 
-    @pytest.mark.parametrize("method", ["log_prob", "encode", "decode"])
+    @pytest.mark.parametrize("method", ["log_prob", "encode", "decode", "round_trip"])
     def test_wrong_shapes(self, model: GenerativeModel, method: str) -> None:
         with pytest.raises(InputError, match=r"must have shape \(B, 3\)"):
             getattr(model, method)(torch.zeros(4, 2), method=METHOD)

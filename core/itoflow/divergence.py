@@ -23,13 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from itoflow.attention import second_order
-from itoflow.errors import InputError
+from itoflow.errors import InputError, OptionError, listing
 
 DivergenceName = Literal["exact", "hutchinson"]
 ProbeName = Literal["rademacher", "gaussian"]
@@ -44,8 +44,7 @@ def draw_probes(name: ProbeName, count: int, like: Tensor, generator: torch.Gene
     Raises:
         InputError: fewer than one probe, or a law that does not exist.
     """
-    if type(count) is not int or count < 1:
-        raise InputError(f"Hutchinson's estimate needs a whole number of probes, at least 1. Given: {count!r}.")
+    _check_probes(count)
     shape, device = (count, *like.shape), like.device if generator is None else generator.device
     if name == "rademacher":
         signs = torch.randint(0, 2, shape, generator=generator, device=device)
@@ -53,6 +52,34 @@ def draw_probes(name: ProbeName, count: int, like: Tensor, generator: torch.Gene
     if name == "gaussian":
         return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
     raise InputError(f"Probes are 'rademacher' or 'gaussian'. Given: {name!r}.")
+
+
+def directions_of(
+    divergence: DivergenceName,
+    probes: int,
+    probe: ProbeName,
+    like: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor | None:
+    """What `Divergence` takes for a divergence by name: probes for `hutchinson`, None for `exact`.
+
+    Raises:
+        OptionError: an unknown divergence.
+        InputError: fewer than one probe, even where none is used, or an unknown law.
+    """
+    _check_name("divergence", divergence, get_args(DivergenceName))
+    _check_probes(probes)
+    return None if divergence == "exact" else draw_probes(probe, probes, like, generator)
+
+
+def _check_probes(count: int) -> None:
+    if type(count) is not int or count < 1:
+        raise InputError(f"Hutchinson's estimate needs a whole number of probes, at least 1. Given: {count!r}.")
+
+
+def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise OptionError(f"{option} is one of {listing(known)}. Given: {name!r}.")
 
 
 class Divergence:
@@ -63,6 +90,10 @@ class Divergence:
         rows: most rows that enter the network at once; the batch itself is not cut.
         mode: of differentiation; `auto` is reverse, and forward where reverse fails.
         differentiable: keep the graph, so that results can be differentiated further.
+
+    Raises:
+        OptionError: an unknown mode.
+        InputError: rows that are no whole number, or below 1.
     """
 
     def __init__(
@@ -73,6 +104,9 @@ class Divergence:
         mode: ModeName = "auto",
         differentiable: bool = False,
     ) -> None:
+        _check_name("mode", mode, get_args(ModeName))
+        if type(rows) is not int or rows < 1:
+            raise InputError(f"rows must be a whole number of at least 1. Given: {rows!r}.")
         self.probes, self.rows, self.mode, self.differentiable = probes, rows, mode, differentiable
 
     def __call__(self, velocity: Velocity, x: Tensor) -> tuple[Tensor, Tensor]:

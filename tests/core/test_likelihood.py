@@ -301,6 +301,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"divergence": "approximate"}, OptionError, "divergence is one of exact, hutchinson"),
     ({"mode": "both"}, OptionError, "mode is one of auto, forward, reverse"),
     ({"divergence": "hutchinson", "probes": 0}, InputError, "at least 1. Given: 0"),
+    ({"divergence": "exact", "probes": 0}, InputError, "at least 1. Given: 0"),
     ({"batch": 0}, InputError, "batch must be a whole number of at least 1"),
     ({"rows": 1.5}, InputError, "rows must be a whole number"),
 ]

@@ -153,6 +153,17 @@ def test_command(trained, capsys):
     assert "importance-weighted" in out
 
 
+@pytest.mark.filterwarnings("error::itoflow.ItoflowWarning")
+def test_levels_get_noise_though_training_saw_none(tmp_path, recipe, capsys):
+    path = tmp_path / "plain"
+    changes = ["training.steps=2", "report.samples=0", "report.grid=0", "sampler.steps=2"]
+    assert train([recipe, *changes, "--out", str(path), "--cpu", "--quiet"]) == 0
+    command([str(path), *OPTIONS, "--draws", "3", "--parts", "test", "--json"])
+    figures = json.loads(capsys.readouterr().out)["test"]
+    assert figures["draws"] == 3
+    assert figures["draw_spread"] > 0
+
+
 def test_samples_come_back_in_the_units_of_the_data(trained):
     assert sample([str(trained), "-n", "4"]) == 0
     assert load_values(trained).data == DataSpec(**load_dataset("digits").spec.to_dict())

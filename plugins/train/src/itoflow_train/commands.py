@@ -139,7 +139,8 @@ def evaluate(argv: list[str]) -> int:
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     model = load_run(arguments.run)
-    values = Values.of(recipe)
+    # On the levels a density means nothing, so they get noise even where training saw none.
+    values = Values(recipe.data, dequantised=recipe.data.spec.levels is not None)
     divergence = (
         {"divergence": "exact"} if arguments.exact else {"divergence": "hutchinson", "probes": arguments.probes}
     )

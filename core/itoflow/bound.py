@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itoflow.divergence import Divergence, DivergenceName, ProbeName, draw_probes
+from itoflow.divergence import Divergence, DivergenceName, ProbeName, directions_of
 from itoflow.errors import IncompatibleError, InputError
 from itoflow.field import Field
 from itoflow.likelihood import velocity_of
@@ -66,21 +66,22 @@ def likelihood_bound(
     divergence: DivergenceName = "hutchinson",
     probes: int = 1,
     probe: ProbeName = "rademacher",
-    rows: int = 4096,
+    rows: int = 256,
     generator: torch.Generator | None = None,
 ) -> Bound:
     """Equation (1) for x (B, *S), by `times` draws of time, noise and probes for each example.
 
     Raises:
         IncompatibleError: the process is not Gaussian, so that equation (2) has no closed form.
-        InputError: fewer than two times, no examples, no probes.
+        InputError: fewer than two times, no examples, no probes, rows below 1.
+        OptionError: an unknown divergence.
         UndefinedError: the process has no prior density.
     """
     process = field.process
     if not isinstance(process, GaussianProcess):
         raise IncompatibleError(
             f"The bound of the reverse SDE draws from a GaussianProcess; {type(process).__name__} is none. "
-            "Its probability-flow ODE has a density: model.log_prob."
+            "model.log_prob needs only a process with a prior density."
         )
     if type(times) is not int or times < 2:
         raise InputError(f"times must be a whole number of at least 2. Given: {times!r}.")
@@ -97,7 +98,7 @@ def likelihood_bound(
         for i in range(times):
             u = 1 - uniform(len(x), like=x, generator=generator)  # in [0, 1)
             t = process.log_snr_inverse(low + step * (i + u))
-            drawn = None if divergence == "exact" else draw_probes(probe, probes, start, generator)
+            drawn = directions_of(divergence, probes, probe, start, generator)
             noisy = _forward(process, start, t, generator)
             integrand = _integrand(field, noisy, t, dict(cond or {}), Divergence(drawn, rows=rows))
             terms.append((integrand - _control(process, noisy, t, variance)) * _dt_dlog_snr(process, t))

@@ -5,6 +5,9 @@ r"""The divergence of a velocity field, exact or estimated, with bounded memory.
 Exact: the unit vectors e_i, D of them. Hutchinson: K fixed probes z, Rademacher or Gaussian, whose mean is unbiased.
 Either way the work is a list of directions, of which as many are taken at once as `rows` allows: x is repeated once for
 each, so that the network sees at most `rows` rows (at least the batch), and its graph is kept no longer than needed.
+More rows than keep a processor busy are a waste in reverse mode: every copy of x is one more forward pass, where one
+pass would serve all directions. On an 8x8 image and its small convolutional network 256 take a quarter of the time
+that 4096 take, with 64 examples.
 
 Reverse mode asks for J' z (one backward call for each group of directions, on one forward call), forward mode for J z
 (one call for each group). Reverse mode runs on every network that trains; where an operation lacks a derivative it
@@ -20,13 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from itoflow.attention import second_order
-from itoflow.errors import InputError
+from itoflow.errors import InputError, OptionError, listing
 
 DivergenceName = Literal["exact", "hutchinson"]
 ProbeName = Literal["rademacher", "gaussian"]
@@ -41,8 +44,7 @@ def draw_probes(name: ProbeName, count: int, like: Tensor, generator: torch.Gene
     Raises:
         InputError: fewer than one probe, or a law that does not exist.
     """
-    if type(count) is not int or count < 1:
-        raise InputError(f"Hutchinson's estimate needs a whole number of probes, at least 1. Given: {count!r}.")
+    _check_probes(count)
     shape, device = (count, *like.shape), like.device if generator is None else generator.device
     if name == "rademacher":
         signs = torch.randint(0, 2, shape, generator=generator, device=device)
@@ -50,6 +52,34 @@ def draw_probes(name: ProbeName, count: int, like: Tensor, generator: torch.Gene
     if name == "gaussian":
         return torch.randn(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
     raise InputError(f"Probes are 'rademacher' or 'gaussian'. Given: {name!r}.")
+
+
+def directions_of(
+    divergence: DivergenceName,
+    probes: int,
+    probe: ProbeName,
+    like: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor | None:
+    """What `Divergence` takes for a divergence by name: probes for `hutchinson`, None for `exact`.
+
+    Raises:
+        OptionError: an unknown divergence.
+        InputError: fewer than one probe, even where none is used, or an unknown law.
+    """
+    _check_name("divergence", divergence, get_args(DivergenceName))
+    _check_probes(probes)
+    return None if divergence == "exact" else draw_probes(probe, probes, like, generator)
+
+
+def _check_probes(count: int) -> None:
+    if type(count) is not int or count < 1:
+        raise InputError(f"Hutchinson's estimate needs a whole number of probes, at least 1. Given: {count!r}.")
+
+
+def _check_name(option: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise OptionError(f"{option} is one of {listing(known)}. Given: {name!r}.")
 
 
 class Divergence:
@@ -60,16 +90,23 @@ class Divergence:
         rows: most rows that enter the network at once; the batch itself is not cut.
         mode: of differentiation; `auto` is reverse, and forward where reverse fails.
         differentiable: keep the graph, so that results can be differentiated further.
+
+    Raises:
+        OptionError: an unknown mode.
+        InputError: rows that are no whole number, or below 1.
     """
 
     def __init__(
         self,
         probes: Tensor | None = None,
         *,
-        rows: int = 4096,
+        rows: int = 256,
         mode: ModeName = "auto",
         differentiable: bool = False,
     ) -> None:
+        _check_name("mode", mode, get_args(ModeName))
+        if type(rows) is not int or rows < 1:
+            raise InputError(f"rows must be a whole number of at least 1. Given: {rows!r}.")
         self.probes, self.rows, self.mode, self.differentiable = probes, rows, mode, differentiable
 
     def __call__(self, velocity: Velocity, x: Tensor) -> tuple[Tensor, Tensor]:

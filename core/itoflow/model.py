@@ -205,6 +205,10 @@ class GenerativeModel(nn.Module):
         with evaluating(self):
             return likelihoods.decode(self.field, latent, conditions, **options)
 
+    def round_trip(self, x: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[ODEOptions]) -> Tensor:
+        """decode(encode(x)) - x, (B, *S), data units, float64: the solver's error on the way to the prior and back."""
+        return self.decode(self.encode(x, cond, **options), cond, **options) - x
+
     def _checked(self, x: Tensor, cond: Mapping[str, Any] | None) -> dict[str, Tensor]:
         self.data.check(x)
         return self.data.conditions(cond, len(x), x.device)

@@ -301,6 +301,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"divergence": "approximate"}, OptionError, "divergence is one of exact, hutchinson"),
     ({"mode": "both"}, OptionError, "mode is one of auto, forward, reverse"),
     ({"divergence": "hutchinson", "probes": 0}, InputError, "at least 1. Given: 0"),
+    ({"divergence": "exact", "probes": 0}, InputError, "at least 1. Given: 0"),
     ({"batch": 0}, InputError, "batch must be a whole number of at least 1"),
     ({"rows": 1.5}, InputError, "rows must be a whole number"),
 ]
@@ -420,8 +421,9 @@ class TestModel:
         x = torch.randn(4, 3, generator=seeded(0))
         back = model.decode(model.encode(x, method=METHOD), method=METHOD)
         torch.testing.assert_close(back, x.double(), rtol=0, atol=1e-6)
+        assert torch.equal(model.round_trip(x, method=METHOD), back - x)
 
-    @pytest.mark.parametrize("method", ["log_prob", "encode", "decode"])
+    @pytest.mark.parametrize("method", ["log_prob", "encode", "decode", "round_trip"])
     def test_wrong_shapes(self, model: GenerativeModel, method: str) -> None:
         with pytest.raises(InputError, match=r"must have shape \(B, 3\)"):
             getattr(model, method)(torch.zeros(4, 2), method=METHOD)

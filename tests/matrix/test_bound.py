@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import itoflow
-from itoflow import Field, GaussianProcess, IncompatibleError, InputError
+from itoflow import Field, GaussianProcess, IncompatibleError, InputError, OptionError
 from itoflow.bound import likelihood_bound
 from itoflow.field import Prediction
 from itoflow.likelihood import likelihood
@@ -99,5 +99,9 @@ def test_what_it_refuses() -> None:
         likelihood_bound(field, torch.zeros(1, 2), times=1)
     with pytest.raises(InputError, match="empty"):
         likelihood_bound(field, torch.zeros(0, 2))
+    with pytest.raises(OptionError, match="divergence is one of exact, hutchinson"):
+        likelihood_bound(field, torch.zeros(1, 2), divergence="sliced")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="rows must be a whole number"):
+        likelihood_bound(field, torch.zeros(1, 2), rows=0)
     with pytest.raises(IncompatibleError, match="draws from a GaussianProcess"):
         likelihood_bound(UndeclaredOracle(gaussian(Straight())), torch.zeros(1, 2))

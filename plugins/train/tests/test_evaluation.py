@@ -24,14 +24,19 @@ class Normal:
     """A stand-in for a model: N(0, s^2 I) exactly, or with noise of mean zero, as a Hutchinson estimate has it."""
 
     def __init__(self, scale=1.0, noise=0.0):
-        self.scale, self.noise = scale, noise
+        self.scale, self.noise, self.sizes, self.probed = scale, noise, [], []
 
     def likelihood(self, x, cond=None, *, rtol, generator, divergence="exact", **options):
+        self.sizes.append(len(x))
+        self.probed.append(torch.rand((), generator=generator.clone_state()).item())
         law = torch.distributions.Normal(0.0, self.scale)
         found = law.log_prob(x.double()).flatten(1).sum(1)
         if divergence == "hutchinson":
             found = found + self.noise * torch.randn(len(x), generator=generator, dtype=torch.float64)
         return SimpleNamespace(log_prob=found + rtol, evaluations=7)
+
+    def round_trip(self, x, cond=None, *, method, rtol):
+        return torch.full_like(x, -rtol).index_fill(0, torch.tensor([0]), 0.0)
 
 
 def test_a_normal_model_of_gaussianised_digits_has_the_code_length_of_its_histograms():
@@ -68,6 +73,32 @@ def test_probes_give_no_importance_weighted_bound_and_are_checked():
     assert found.weighted_bits is None
     assert abs(found.probes.mean) < 5 * found.probes.error
     assert found.probes.error > 1e-3
+
+
+def test_blocks_of_examples_and_probes_of_their_own_for_every_draw():
+    """Three draws, then the checks: the same probes twice for the tolerance, as for the draw that they repeat."""
+    values = Values(load_dataset(GAUSSIANISED), dequantised=False)
+    model = Normal(noise=1.0)
+    examples = values.source.load("test")[:40]
+    evaluate(model, values, examples, draws=3, batch=16, check=16, divergence="hutchinson")
+    assert model.sizes == [16, 16, 8] * 3 + [16] * 3
+    assert len(set(model.probed[:9])) == 9
+    assert model.probed[9:] == model.probed[:1] * 3
+
+
+def test_blocks_do_not_change_the_figures():
+    values = Values(load_dataset("digits"), dequantised=True)
+    examples = values.source.load("test")[:21]
+    one, many = (evaluate(Normal(), values, examples, draws=2, batch=batch) for batch in (1, 64))
+    assert one.bits.mean == pytest.approx(many.bits.mean, rel=1e-12)
+    assert one.weighted_bits.error == pytest.approx(many.weighted_bits.error, rel=1e-9)
+
+
+def test_the_round_trip_is_of_the_checked_examples():
+    values = Values(load_dataset("digits"), dequantised=True)
+    found = evaluate(Normal(), values, values.source.load("test"), draws=1, check=4, rtol=0.1).round_trip
+    assert found.largest == pytest.approx(0.1)
+    assert found.rms == pytest.approx(0.1 * (3 / 4) ** 0.5)
 
 
 def test_continuous_data_are_as_they_are():
@@ -113,12 +144,24 @@ def test_command(trained, capsys):
     assert figures == json.loads((trained / "likelihood.json").read_text())
     assert list(figures) == ["test", "train"]
     assert figures["test"]["examples"] == 6
+    assert 0 < figures["test"]["round_trip"]["rms"] <= figures["test"]["round_trip"]["largest"] < 1e-2
     assert figures["test"]["bits"]["mean"] > 0
     assert figures["test"]["sde_bits"]["mean"] > 0
     command([str(trained), *OPTIONS, "--draws", "2", "--exact", "--parts", "test"])
     out = capsys.readouterr().out
     assert "bits per dimension" in out
     assert "importance-weighted" in out
+
+
+@pytest.mark.filterwarnings("error::itoflow.ItoflowWarning")
+def test_levels_get_noise_though_training_saw_none(tmp_path, recipe, capsys):
+    path = tmp_path / "plain"
+    changes = ["training.steps=2", "report.samples=0", "report.grid=0", "sampler.steps=2"]
+    assert train([recipe, *changes, "--out", str(path), "--cpu", "--quiet"]) == 0
+    command([str(path), *OPTIONS, "--draws", "3", "--parts", "test", "--json"])
+    figures = json.loads(capsys.readouterr().out)["test"]
+    assert figures["draws"] == 3
+    assert figures["draw_spread"] > 0
 
 
 def test_samples_come_back_in_the_units_of_the_data(trained):
@@ -128,7 +171,7 @@ def test_samples_come_back_in_the_units_of_the_data(trained):
 
 
 def test_bad_calls(trained, tmp_path):
-    for option in ("--limit", "--draws", "--check"):
+    for option in ("--limit", "--draws", "--check", "--batch"):
         with pytest.raises(InputError, match=f"{option} must be at least 1. Given: 0"):
             command([str(trained), option, "0"])
     with pytest.raises(InputError, match=r"at least 1\. Given: 0"):

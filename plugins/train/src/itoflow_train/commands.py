@@ -13,7 +13,7 @@ import torch
 
 from itoflow import GenerativeModel, InputError
 from itoflow_data import Split
-from itoflow_train.evaluation import CHECKED, Evaluation
+from itoflow_train.evaluation import BATCH, CHECKED, METHOD, Evaluation
 from itoflow_train.evaluation import evaluate as likelihood_of
 from itoflow_train.evaluation import table as likelihood_table
 from itoflow_train.loop import build, fit
@@ -24,6 +24,9 @@ from itoflow_train.recipe import read, shipped
 from itoflow_train.report import conditions, draw_pictures, measure_quality, table
 from itoflow_train.run import Run, load_recipe, load_run, load_values
 from itoflow_train.values import Values
+
+LIMIT = 400
+"""Examples of a part whose likelihood is computed."""
 
 
 def train(argv: list[str]) -> int:
@@ -111,21 +114,25 @@ def evaluate(argv: list[str]) -> int:
     )
     parser.add_argument("run", help="a run folder")
     parser.add_argument("--parts", nargs="+", choices=["test", "train"], default=["test", "train"])
-    parser.add_argument("--limit", type=int, help="examples of each part, the first (default: all)")
+    parser.add_argument("--limit", type=int, default=LIMIT, help=f"examples of each part, the first (default: {LIMIT})")
+    parser.add_argument("--all", action="store_true", help="all examples of each part")
     parser.add_argument("--draws", type=int, default=4, help="dequantisations of each example (default: 4)")
     parser.add_argument("--exact", action="store_true", help="the exact divergence for all examples (default: probes)")
     parser.add_argument("--probes", type=int, default=1, help="Rademacher probes of an example (default: 1)")
-    parser.add_argument("--method", default="dopri5", help="a sampler that integrates (default: dopri5)")
+    parser.add_argument("--method", help=f"a sampler that integrates: a name, or JSON (default: {json.dumps(METHOD)})")
     parser.add_argument("--rtol", type=float, default=1e-3, help="relative tolerance (default: 1e-3)")
-    parser.add_argument("--check", type=int, default=CHECKED, help="examples that are solved again for the errors")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"examples solved together (default: {BATCH})")
+    parser.add_argument(
+        "--check", type=int, default=CHECKED, help=f"examples that are solved again for the errors (default: {CHECKED})"
+    )
     parser.add_argument("--bound", type=int, default=32, metavar="TIMES", help="times of the reverse SDE's bound, or 0")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON, and show no progress")
     arguments = parser.parse_args(argv)
 
-    for name in ("limit", "draws", "check"):
+    for name in ("limit", "draws", "check", "batch"):
         number = getattr(arguments, name)
-        if number is not None and number < 1:
+        if number < 1:
             raise InputError(f"--{name} must be at least 1. Given: {number}.")
     recipe = load_recipe(arguments.run)
     if recipe is None:
@@ -133,7 +140,8 @@ def evaluate(argv: list[str]) -> int:
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     model = load_run(arguments.run)
-    values = Values.of(recipe)
+    # On the levels a density means nothing, so they get noise even where training saw none.
+    values = Values(recipe.data, dequantised=recipe.data.spec.levels is not None)
     divergence = (
         {"divergence": "exact"} if arguments.exact else {"divergence": "hutchinson", "probes": arguments.probes}
     )
@@ -141,13 +149,15 @@ def evaluate(argv: list[str]) -> int:
         split: likelihood_of(
             model,
             values,
-            values.source.load(split)[: arguments.limit],
+            values.source.load(split)[: None if arguments.all else arguments.limit],
             draws=arguments.draws,
             seed=arguments.seed,
+            method=_sampler(arguments.method) or METHOD,
             rtol=arguments.rtol,
+            batch=arguments.batch,
             check=arguments.check,
             bound_times=arguments.bound,
-            method=arguments.method,
+            progress=None if arguments.json else split,
             **divergence,
         )
         for split in arguments.parts

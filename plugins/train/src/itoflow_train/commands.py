@@ -13,7 +13,7 @@ import torch
 
 from itoflow import GenerativeModel, InputError
 from itoflow_data import Split
-from itoflow_train.evaluation import BATCH, CHECKED, METHOD, Evaluation
+from itoflow_train.evaluation import BATCH, CHECKED, Evaluation
 from itoflow_train.evaluation import evaluate as likelihood_of
 from itoflow_train.evaluation import table as likelihood_table
 from itoflow_train.loop import build, fit
@@ -119,7 +119,9 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--draws", type=int, default=4, help="dequantisations of each example (default: 4)")
     parser.add_argument("--exact", action="store_true", help="the exact divergence for all examples (default: probes)")
     parser.add_argument("--probes", type=int, default=1, help="Rademacher probes of an example (default: 1)")
-    parser.add_argument("--method", help=f"a sampler that integrates: a name, or JSON (default: {json.dumps(METHOD)})")
+    parser.add_argument(
+        "--method", default="dopri5:norm=rms", help="a sampler that integrates, as for `sample` (default: %(default)s)"
+    )
     parser.add_argument("--rtol", type=float, default=1e-3, help="relative tolerance (default: 1e-3)")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"examples solved together (default: {BATCH})")
     parser.add_argument(
@@ -152,7 +154,7 @@ def evaluate(argv: list[str]) -> int:
             values.source.load(split)[: None if arguments.all else arguments.limit],
             draws=arguments.draws,
             seed=arguments.seed,
-            method=_sampler(arguments.method) or METHOD,
+            method=part(arguments.method, "--method"),
             rtol=arguments.rtol,
             batch=arguments.batch,
             check=arguments.check,

@@ -14,15 +14,17 @@ output has in it. Then the network's input and the state are a product each,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from itoflow.field import Field, Solved
 from itoflow.table import Table
+
+T = TypeVar("T")
 
 _LARGEST_SCALE = 1e12
 """The scale s of equation (1) is put back to 1 when it leaves [1/this, this], long before float32 would overflow."""
@@ -94,8 +96,13 @@ def folded(table: Table, field: Field, like: Tensor) -> Folded:
         solved = field.solved(table.rows, like)
         return Folded(solved, turns(table, solved, like) if table.depth > 1 else sums(table, solved))
 
+    return kept(table, field, like, make)
+
+
+def kept(table: Table, field: Field, like: Tensor, make: Callable[[], T]) -> T:
+    """What `make` computes of a table for a field and a state like this, kept with the table where that is safe."""
     by = field.solved_by(like)
-    return make() if by is None else table.keep((by, like.dtype), make)
+    return make() if by is None else table.keep((make.__qualname__, by, like.dtype), make)
 
 
 def sums(table: Table, solved: Solved) -> list[Sum]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from itoflow.brownian import Noise
+from itoflow.compiled import compiled_step, weighed
 from itoflow.errors import NumericalError, UndefinedError
 from itoflow.field import Evaluate, Field, GaussianPrediction, Solved
 from itoflow.folding import Folded, folded
@@ -63,17 +64,23 @@ def run_table(
     generator: Generators = None,
     callback: Callback | None = None,
     name: str = "table",
+    compile: bool = False,
 ) -> Tensor:
     """Run every row, from u = x (B, *S).
 
     Arguments:
         name: of the sampler, for errors.
+        compile: by `itoflow.compiled.step`, compiled; a field that solves nothing ahead runs as it is.
 
     Raises:
-        NumericalError: the result is not finite. The run is repeated, with the noise wound back, to find the step.
+        NumericalError: the result is not finite. The run is repeated, with the noise wound back, to find the step. A
+            run that a CUDA graph captures is not checked.
     """
+    run = _run_compiled if compile and field.solved_by(x) is not None else _run
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return run(table, field, x, cond, generator, callback)
     start = states(generator, x)
-    u = _run(table, field, x, cond, generator, callback)
+    u = run(table, field, x, cond, generator, callback)
     if not bool(torch.isfinite(u).all()):
         restore(generator, x, start)
         _run(table, field, x, cond, generator, _raise_at_first(name))
@@ -166,6 +173,28 @@ def _run_with_history(
         if show is not None:
             show(i, u.clone(), v, y)
         del y
+    return u
+
+
+def _run_compiled(
+    table: Table,
+    field: Field,
+    x: Tensor,
+    cond: Mapping[str, Tensor] | None,
+    generator: Generators,
+    callback: Callback | None,
+) -> Tensor:
+    steps, network, advance = weighed(table, field, x), field.evaluator(x, cond), compiled_step()
+    noise = Noise(generator, [row.clock for row in table.rows], like=x)
+    show = None if callback is None else _Show(callback, table.rows, steps.solved, field)
+    u, history = x.contiguous(), tuple(torch.zeros_like(x) for _ in range(steps.depth))
+    z = torch.zeros_like(u) if any(steps.noisy) else None
+    for i, (label, weights, noisy) in enumerate(zip(steps.solved.labels, steps.weights, steps.noisy, strict=True)):
+        if noisy and z is not None:
+            noise.draw(i, z)
+        u, history, v, y = advance(network, u, history, z, label, weights)
+        if show is not None:
+            show(i, u, v, y)
     return u
 
 

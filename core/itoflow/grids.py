@@ -149,11 +149,11 @@ def custom_grid(process: ProcessSpec, times: tuple[float, ...], knots: int) -> t
         raise InputError(
             f"Times {times[0]:g} to {times[-1]:g} leave the process's [{process.t_min:g}, {process.t_max:g}]."
         )
-    return _decreasing(times)
+    return _decreasing(times, "List them from noise to data")
 
 
-def _decreasing(times: tuple[float, ...]) -> tuple[float, ...]:
+def _decreasing(times: tuple[float, ...], advice: str = "Use fewer steps") -> tuple[float, ...]:
     for i, (now, after) in enumerate(pairwise(times)):
         if not after < now:
-            raise InputError(f"Times must decrease strictly: time {i + 2} is {after!r} after {now!r}. Use fewer steps.")
+            raise InputError(f"Times must decrease strictly: time {i + 2} is {after!r} after {now!r}. {advice}.")
     return times

@@ -265,7 +265,7 @@ def smooth(n: int, entry: dict[str, Any], made: list[Any], seconds: float) -> di
         value.backward()
         if float(value.detach()) < best:
             best = float(value.detach())
-            found = pack((basis @ weights).detach(), SMOOTH_ORDER, None, log_c.exp(), log_S.exp())
+            found = pack((basis @ weights).detach(), SMOOTH_ORDER, None, log_c.detach().exp(), log_S.detach().exp())
         return torch.nan_to_num(value, nan=1e3)
 
     before = math.inf

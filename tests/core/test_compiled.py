@@ -47,6 +47,11 @@ class General(TableSampler):
         return Table(tuple(rows))
 
 
+def on_gpu(test):
+    """Runs with `-m gpu` where there is a CUDA device."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test))
+
+
 CASES = [(order, noise, inner) for order in (1, 2, 4) for noise in (0.0, 0.1) for inner in (False, True)]
 
 
@@ -136,7 +141,7 @@ def test_a_cuda_graph_needs_its_device(field, x):
         captured(General(), field, x, COND)
 
 
-@pytest.mark.gpu
+@on_gpu
 @pytest.mark.parametrize(("order", "noise", "inner"), CASES)
 def test_a_captured_run_equals_the_loop(order, noise, inner):
     field = NetworkField(Net().cuda(), Exploding(), Parametrization(prediction="edm", data_std=0.5))
@@ -153,7 +158,7 @@ def test_a_captured_run_equals_the_loop(order, noise, inner):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.gpu
+@on_gpu
 def test_a_captured_run_reads_the_weights_where_they_are():
     field = NetworkField(Net().cuda(), Exploding(), Parametrization(prediction="edm", data_std=0.5))
     cond = {name: value.cuda() for name, value in COND.items()}
@@ -167,7 +172,7 @@ def test_a_captured_run_reads_the_weights_where_they_are():
     torch.testing.assert_close(after, General()(field, x, cond), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.gpu
+@on_gpu
 def test_a_brownian_path_is_not_captured():
     field = NetworkField(Net().cuda(), Exploding(), Parametrization(prediction="edm", data_std=0.5))
     with pytest.raises(InputError, match="Brownian path"):

@@ -112,8 +112,7 @@ class Noise:
 
     def draw(self, i: int, out: Tensor) -> Tensor:
         """z of row i in `out`."""
-        clock = self._clocks[i]
-        if clock is None or self._path is None:
+        if self._path is None or (clock := self._clocks[i]) is None:
             return fill(out, self._generator)
         return self._path.increment(*clock, out)
 

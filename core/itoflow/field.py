@@ -21,7 +21,7 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, cast
 
@@ -37,6 +37,9 @@ from itoflow.spec import Spec
 Conditions = Mapping[str, Tensor]
 PredictionName = Literal["x0", "eps", "v", "velocity", "score", "edm"]
 Member = Literal["x0", "eps", "velocity"]
+
+_FEW = 1 << 16
+"""Labels of a run, of all its samples, up to which they are written out: 256 KiB in float32."""
 
 
 class Parametrization(Spec):
@@ -294,30 +297,41 @@ class Request(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a sequence of requests asks for, with all that depends on time alone computed once.
+class Solved:
+    """What a sequence of requests asks of the network, with all that depends on time alone computed once.
 
     Request i at x is h = m_x[i] x + m_y[i] network(scale[i] x, labels[i]), so that a caller who scales and adds anyway
     can fold it.
 
     Arguments:
-        network: (x, label) -> (B, *S), one call of the network.
         labels: what the network is told of each request: its time as the network knows it, a tensor (B,), or, for a
-            field without a plan of its own, its position.
+            field that solves nothing itself, the request with its time.
         scale, m_x, m_y: one number per request, computed in float64.
     """
 
-    network: Callable[[Tensor, Any], Tensor]
     labels: Sequence[Any]
     scale: Sequence[float]
     m_x: Sequence[float]
     m_y: Sequence[float]
 
+
+Evaluate = Callable[[Tensor, Any], Tensor]
+"""(x, label) -> (B, *S), one call of the network."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`Solved` requests and the network that answers them."""
+
+    network: Evaluate
+    solved: Solved
+
     def __call__(self, i: int, x: Tensor) -> Tensor:
         """What requests[i] asks for at x (B, *S)."""
-        y = self.network(x if self.scale[i] == 1 else x * self.scale[i], self.labels[i])
-        h = y if self.m_y[i] == 1 else y * self.m_y[i]
-        return h if self.m_x[i] == 0 else torch.add(h, x, alpha=self.m_x[i])
+        scale, m_x, m_y = self.solved.scale[i], self.solved.m_x[i], self.solved.m_y[i]
+        y = self.network(x if scale == 1 else x * scale, self.solved.labels[i])
+        h = y if m_y == 1 else y * m_y
+        return h if m_x == 0 else torch.add(h, x, alpha=m_x)
 
 
 class Field(nn.Module, ABC):
@@ -347,17 +361,30 @@ class Field(nn.Module, ABC):
             like: a tensor with the shape, dtype and device that x will have.
             cond: conditions of the whole run.
         """
-        times = torch.tensor([r.t for r in requests], dtype=torch.float64, device=like.device).unbind()
+        return Plan(self.evaluator(like, cond), self.solved(requests, like))
 
-        def evaluate(x: Tensor, i: int) -> Tensor:
-            request, prediction = requests[i], self(x, times[i], cond)
+    def evaluator(self, like: Tensor, cond: Conditions | None = None) -> Evaluate:
+        """One evaluation under these conditions, as the labels of `solved` ask for it."""
+
+        def evaluate(x: Tensor, label: tuple[Request, Tensor]) -> Tensor:
+            request, t = label
+            prediction = self(x, t, cond)
             value: Tensor = getattr(prediction, request.out)
             if request.out == "velocity" and request.eta:
                 value = torch.add(value, prediction.score, alpha=-0.5 * request.eta**2)
             return value
 
+        return evaluate
+
+    def solved(self, requests: Sequence[Request], like: Tensor) -> Solved:
+        """The requests, for x like this."""
+        times = torch.tensor([r.t for r in requests], dtype=torch.float64, device=like.device).unbind()
         zeros, ones = [0.0] * len(requests), [1.0] * len(requests)
-        return Plan(evaluate, range(len(requests)), ones, zeros, ones)
+        return Solved(list(zip(requests, times, strict=True)), ones, zeros, ones)
+
+    def solved_by(self, like: Tensor) -> Hashable:
+        """What `solved` depends on besides the requests: equal for two fields that solve all alike, None if unknown."""
+        return None
 
 
 class NetworkField(Field):
@@ -406,10 +433,25 @@ class NetworkField(Field):
         velocity, noise = self.net(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)
         return InterpolantPrediction(velocity, noise, k)
 
-    def plan(self, requests: Sequence[Request], like: Tensor, cond: Conditions | None = None) -> Plan:
+    def evaluator(self, like: Tensor, cond: Conditions | None = None) -> Evaluate:
+        """The network as it is, or between conversions to its own dtype."""
+        if not isinstance(self.process, GaussianProcess):
+            return super().evaluator(like, cond)
+        net, conditions, dtype = self.net, cond or {}, self._dtype(like)
+
+        def evaluate(x: Tensor, label: Tensor) -> Tensor:
+            y: Tensor = net(x, label, conditions)
+            return y
+
+        def converted(x: Tensor, label: Tensor) -> Tensor:
+            return evaluate(x.to(dtype), label).to(x.dtype)
+
+        return evaluate if dtype == like.dtype else converted
+
+    def solved(self, requests: Sequence[Request], like: Tensor) -> Solved:
         """The solve of equation (2) folded to two numbers per request, computed once in float64."""
         if not isinstance(self.process, GaussianProcess):
-            return super().plan(requests, like, cond)
+            return super().solved(requests, like)
         if not self.parametrization.score and any(r.eta for r in requests):
             raise UndefinedError("These ends were coupled in training, so that no score is known. Use a strength of 0.")
         t = torch.tensor([r.t for r in requests], dtype=torch.float64)
@@ -422,19 +464,17 @@ class NetworkField(Field):
         wanted = {r.out for r in requests}
         solved = {name: [m.tolist() for m in solve(k, a, b, *members[name])] for name in wanted}
         m_x, m_y = ([solved[r.out][which][i] for i, r in enumerate(requests)] for which in (0, 1))
-        scale: list[float] = self.parametrization.input_scale(k).tolist()
-        net, conditions, dtype = self.net, cond or {}, self._dtype(like)
-        labels = self.process.network_time(t).to(device=like.device, dtype=dtype)
-        times = labels[:, None].expand(len(requests), like.shape[0]).unbind()
+        times = self.process.network_time(t).to(device=like.device, dtype=self._dtype(like))
+        labels = times[:, None].expand(len(requests), like.shape[0])
+        if labels.numel() <= _FEW:  # a network reads them a little faster if they lie one beside the other
+            labels = labels.contiguous()
+        return Solved(labels.unbind(), self.parametrization.input_scale(k).tolist(), m_x, m_y)
 
-        def network(x: Tensor, label: Tensor) -> Tensor:
-            y: Tensor = net(x, label, conditions)
-            return y
-
-        def converted(x: Tensor, label: Tensor) -> Tensor:
-            return network(x.to(dtype), label).to(x.dtype)
-
-        return Plan(network if dtype == like.dtype else converted, times, scale, m_x, m_y)
+    def solved_by(self, like: Tensor) -> Hashable:
+        """Process, parametrization, and what labels look like."""
+        if not isinstance(self.process, GaussianProcess):
+            return None
+        return self.process, self.parametrization, self._dtype(like), like.device, len(like)
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """The network's own floating dtype."""

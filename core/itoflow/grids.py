@@ -8,7 +8,7 @@ With s = sigma / alpha, the noise over the signal, and lambda = -2 log s:
     log-snr     uniform in lambda
     karras      uniform in s^(1/rho)
     optimal     stored: for each number of network calls the times, on Gaussian mixtures of unit variance, at which
-                an exponential Adams method of order 4 made the least error (optimal.json, `optimal_calls`)
+                an exponential Adams method of order 4 or 5 made the least error (optimal.json, `optimal_calls`)
 
 Every Gaussian process has the same flow up to scale and time, so one list of s serves all of them; it holds
 w = asinh(1/s), which is 0 where no signal is left and grows like -log s. It is moved in w to start at the process's

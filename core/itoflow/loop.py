@@ -1,37 +1,27 @@
 """The one loop that runs every table (see `itoflow.table`), with as little beside the network as there can be.
 
-What depends on time alone is folded before the first call. A table without history is a sum of the state and the new
-output; the state is carried as u / s with s <- a s, so that one addition in place does it:
-
-    u / s  <-  u / s + (b / s) y + (c / s) z                                                   (1)
-
-A table with history keeps it as the rows of one matrix H, a ring of as many as the longest row looks back, each
-divided by the factor that the network's output has in it. Then the network's input and the state are a product each,
-
-    v = p u + q H,   u <- a u + b H                                                            (2)
-
-and the noise that enters an input is drawn into the row of H that the output is about to fill. So a run holds the
-state, the network's input and output, and the history: depth + 3 tensors of the sample's size at most, made once.
+`itoflow.folding` says what equations (1) and (2) are, once for each table and kind of field. The history H is a ring
+of as many rows as the longest row of the table looks back, and the noise that enters an input is drawn into the row
+that the output is about to fill. So a run holds the state, the network's input and output, and the history: depth + 3
+tensors of the sample's size at most, made once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from itoflow.brownian import Noise
+from itoflow.compiled import compiled_step, weighed
 from itoflow.errors import NumericalError, UndefinedError
-from itoflow.field import Field, GaussianPrediction, Plan
+from itoflow.field import Evaluate, Field, GaussianPrediction, Solved
+from itoflow.folding import Folded, folded
 from itoflow.noise import Generators, restore, states
 from itoflow.process import ALPHA_ZERO, GaussianProcess
 from itoflow.table import Row, Table
-
-_LARGEST_SCALE = 1e12
-"""The scale s of equation (1) is put back to 1 when it leaves [1/this, this], long before float32 would overflow."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +64,23 @@ def run_table(
     generator: Generators = None,
     callback: Callback | None = None,
     name: str = "table",
+    compile: bool = False,
 ) -> Tensor:
     """Run every row, from u = x (B, *S).
 
     Arguments:
         name: of the sampler, for errors.
+        compile: by `itoflow.compiled.step`, compiled; a field that solves nothing ahead runs as it is.
 
     Raises:
-        NumericalError: the result is not finite. The run is repeated, with the noise wound back, to find the step.
+        NumericalError: the result is not finite. The run is repeated, with the noise wound back, to find the step. A
+            run that a CUDA graph captures is not checked.
     """
+    run = _run_compiled if compile and field.solved_by(x) is not None else _run
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return run(table, field, x, cond, generator, callback)
     start = states(generator, x)
-    u = _run(table, field, x, cond, generator, callback)
+    u = run(table, field, x, cond, generator, callback)
     if not bool(torch.isfinite(u).all()):
         restore(generator, x, start)
         _run(table, field, x, cond, generator, _raise_at_first(name))
@@ -100,25 +96,26 @@ def _run(
     generator: Generators,
     callback: Callback | None,
 ) -> Tensor:
-    plan = field.plan(table.rows, x, cond)
+    fold, network = folded(table, field, x), field.evaluator(x, cond)
     noise = Noise(generator, [row.clock for row in table.rows], like=x)
-    show = None if callback is None else _Show(callback, table.rows, plan, field)
+    show = None if callback is None else _Show(callback, table.rows, fold.solved, field)
     u = x.clone(memory_format=torch.contiguous_format)
-    return (_run_with_history if table.depth > 1 else _run_without_history)(table, plan, u, noise, show)
+    if table.depth > 1:
+        return _run_with_history(table.depth, fold, network, u, noise, show)
+    return _run_without_history(fold, network, u, noise, show)
 
 
-def _run_without_history(table: Table, plan: Plan, u: Tensor, noise: Noise, show: _Show | None) -> Tensor:
+def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: _Show | None) -> Tensor:
     """Equation (1); u holds u / s."""
-    network, used = plan.network, torch.empty_like(u)
-    z = torch.empty_like(u) if any(row.r for row in table.rows) else used
+    used = torch.empty_like(u)
+    z = torch.empty_like(u) if any(step.r for step in fold.steps) else used
     s = 1.0
-    for i, (label, p, r, keep, b, c, s) in enumerate(_sums(table.rows, plan)):
+    for i, (label, (p, apart, r, keep, b, c, s)) in enumerate(zip(fold.solved.labels, fold.steps, strict=True)):
         if show is not None:  # then no tensor is used twice, so that a step stays as it was
             used, z = torch.empty_like(u), torch.empty_like(u)
+        v = torch.mul(u, p, out=used) if apart or show is not None else u
         if r:
-            v = torch.mul(noise.draw(i, z), r, out=used).add_(u, alpha=p)
-        else:
-            v = u if p == 1 and show is None else torch.mul(u, p, out=used)
+            v.add_(noise.draw(i, z), alpha=r)
         y = network(v, label)
         if keep == 1:
             u.add_(y, alpha=b)
@@ -134,45 +131,31 @@ def _run_without_history(table: Table, plan: Plan, u: Tensor, noise: Noise, show
     return u if s == 1 else u.mul_(s)
 
 
-def _sums(rows: Sequence[Row], plan: Plan) -> Iterator[tuple[Any, float, float, float, float, float, float]]:
-    """(label, p, r, keep, b, c, s) of each row: v = p u' + r z as the network takes it; u' <- keep u' + b y + c z.
-
-    u' = u / s, and s is that after the row.
-    """
-    s = 1.0
-    for row, label, scale, m_x, m_y in zip(rows, plan.labels, plan.scale, plan.m_x, plan.m_y, strict=True):
-        first = row.b[0] if row.b else 0.0
-        from_v = first * (m_x + row.f)  # (2) put into (3): h_new is never needed by itself
-        a, b, c = row.a + from_v * row.p, first * m_y, row.c + from_v * row.r
-        p, r = row.p * scale * s, row.r * scale
-        after = s * a
-        if a == 0 or not 1 / _LARGEST_SCALE < abs(after) < _LARGEST_SCALE:
-            keep, s = after, 1.0
-        else:
-            keep, s = 1.0, after
-        yield label, p, r, keep, b / s, c / s, s
-
-
-def _run_with_history(table: Table, plan: Plan, u: Tensor, noise: Noise, show: _Show | None) -> Tensor:
-    """Equation (2)."""
-    network, depth = plan.network, table.depth
-    history = torch.zeros(depth, u.numel(), dtype=u.dtype, device=u.device)
-    slots, flat, across = [row.view(u.shape) for row in history], u.view(-1), history.t()
-    used = torch.empty_like(u)
-    for i, (label, p, q, r, a, b, c, by_v, by_y) in enumerate(_products(table, plan, u)):
+def _run_with_history(
+    depth: int, fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: _Show | None
+) -> Tensor:
+    """Equation (2); one more row of the matrix is for v until the call is made, and then for z."""
+    rows = torch.zeros(depth + 1, u.numel(), dtype=u.dtype, device=u.device)
+    slots, flat, history, all_rows = [row.view(u.shape) for row in rows], u.view(-1), rows[:-1].t(), rows.t()
+    used = z = slots.pop()
+    flat_used = rows[-1]
+    for i, (label, step) in enumerate(zip(fold.solved.labels, fold.steps, strict=True)):
+        p, p_tensor, apart, q, r, early, a, forget, b, c, by_v, by_y = step
         slot = slots[i % depth]
         if show is not None:
             used = torch.empty_like(u)
+            flat_used = used.view(-1)
         if q is not None:
             if r:
                 noise.draw(i, slot)
+            torch.addmv(flat, history, q, beta=p, out=flat_used)
             v = used
-            torch.addmv(flat, across, q, beta=p, out=v.view(-1))
-            if r and c:  # what c z adds must be added while z is there
-                _ = u.add_(slot, alpha=c / a) if a else torch.mul(slot, c, out=u)
-                a, c = a or 1.0, 0.0
+            if forget:
+                torch.mul(slot, early, out=u)
+            elif early:
+                u.add_(slot, alpha=early)
         else:
-            v = u if p == 1 and show is None else torch.mul(u, p, out=used)
+            v = torch.mul(u, p_tensor, out=used) if apart or show is not None else u
         y = network(v, label)
         if by_v == 0:
             slot.copy_(y)
@@ -180,59 +163,54 @@ def _run_with_history(table: Table, plan: Plan, u: Tensor, noise: Noise, show: _
             torch.add(y, v, alpha=by_v, out=slot)
         else:
             torch.add(v, y, alpha=by_y, out=slot)
-        if b is not None:
-            flat.addmv_(across, b, beta=a)
+        if c:
+            noise.draw(i, z)
+            flat.addmv_(all_rows, b, beta=a)
+        elif b is not None:
+            flat.addmv_(history, b, beta=a)
         elif a != 1:
             u.mul_(a)
-        if c:
-            u.add_(noise.draw(i, used if show is None else torch.empty_like(u)), alpha=c)
         if show is not None:
             show(i, u.clone(), v, y)
         del y
     return u
 
 
-def _products(table: Table, plan: Plan, like: Tensor) -> Iterator[tuple[Any, ...]]:
-    """(label, p, q, r, a, b, c, by_v, by_y) of each row; q and b are tensors over the rows of H, None where all zero.
-
-    v = p u + q H, with r where the noise is; the new row of H is by_v v + by_y y, one of the two being 1.
-    """
-    depth, units = table.depth, list[float]()
-    on_input, on_state, rest = [], [], []
-    for i, (row, scale, m_x, m_y) in enumerate(zip(table.rows, plan.scale, plan.m_x, plan.m_y, strict=True)):
-        q, b = [0.0] * depth, [0.0] * depth
-        for j, weight in enumerate(row.q, 1):
-            q[(i - j) % depth] = weight * units[i - j] * scale
-        q[i % depth] = row.r * scale
-        from_v = (m_x + row.f) / scale
-        unit = m_y if abs(m_y) >= abs(from_v) else from_v
-        units.append(unit)
-        by_v, by_y = (from_v / unit, m_y / unit) if unit else (0.0, 1.0)
-        for j, weight in enumerate(row.b):
-            b[(i - j) % depth] = weight * units[i - j]
-        on_input.append(q)
-        on_state.append(b)
-        rest.append((row.p * scale, row.r, row.a, row.c, by_v, by_y))
-    q_all, b_all = (torch.tensor(m, dtype=torch.float64).to(like).unbind() for m in (on_input, on_state))
-    for label, (p, r, a, c, by_v, by_y), q, b, some_q, some_b in zip(
-        plan.labels, rest, q_all, b_all, map(any, on_input), map(any, on_state), strict=True
-    ):
-        yield label, p, q if some_q else None, r, a, b if some_b else None, c, by_v, by_y
+def _run_compiled(
+    table: Table,
+    field: Field,
+    x: Tensor,
+    cond: Mapping[str, Tensor] | None,
+    generator: Generators,
+    callback: Callback | None,
+) -> Tensor:
+    steps, network, advance = weighed(table, field, x), field.evaluator(x, cond), compiled_step()
+    noise = Noise(generator, [row.clock for row in table.rows], like=x)
+    show = None if callback is None else _Show(callback, table.rows, steps.solved, field)
+    u, history = x.contiguous(), tuple(torch.zeros_like(x) for _ in range(steps.depth))
+    z = torch.zeros_like(u) if any(steps.noisy) else None
+    for i, (label, weights, noisy) in enumerate(zip(steps.solved.labels, steps.weights, steps.noisy, strict=True)):
+        if noisy and z is not None:
+            noise.draw(i, z)
+        u, history, v, y = advance(network, u, history, z, label, weights)
+        if show is not None:
+            show(i, u, v, y)
+    return u
 
 
 class _Show:
     """Calls a callback."""
 
-    def __init__(self, callback: Callback, rows: Sequence[Row], plan: Plan, field: Field) -> None:
-        self.callback, self.rows, self.plan, self.field = callback, rows, plan, field
+    def __init__(self, callback: Callback, rows: Sequence[Row], solved: Solved, field: Field) -> None:
+        self.callback, self.rows, self.solved, self.field = callback, rows, solved, field
 
     def __call__(self, i: int, x: Tensor, v: Tensor, y: Tensor) -> None:
         """After call i: the state x, the network's input v as it took it, and its output y."""
-        row, plan = self.rows[i], self.plan
+        row, solved = self.rows[i], self.solved
 
         def estimate() -> Tensor:
-            unscaled = v / plan.scale[i]
-            return x0_estimate(self.field, row, unscaled, torch.add(y * plan.m_y[i], unscaled, alpha=plan.m_x[i]))
+            unscaled = v / solved.scale[i]
+            return x0_estimate(self.field, row, unscaled, torch.add(y * solved.m_y[i], unscaled, alpha=solved.m_x[i]))
 
         self.callback(Step(i, len(self.rows), row.t, x, estimate))
 

@@ -98,6 +98,8 @@ class TableSampler(Sampler):
     """Standard deviation of the data, data units; the scale of the grid `optimal`."""
     denoise: bool = True
     """End with x0 of the last call, which removes the noise that is left at t_min."""
+    compile: bool = False
+    """Run each step, network and update, as one function compiled by torch; see `itoflow.compiled`."""
 
     @abstractmethod
     def table(self, process: ProcessSpec) -> Table:
@@ -148,7 +150,8 @@ class TableSampler(Sampler):
         """x at data time: the table of the field's process, run by `itoflow.loop.run_table`."""
         self.check(field.process)
         table = self.tabulated(field.process)
-        return run_table(table, field, x, cond, generator=generator, callback=callback, name=type(self).__name__)
+        name = type(self).__name__
+        return run_table(table, field, x, cond, generator=generator, callback=callback, name=name, compile=self.compile)
 
 
 @lru_cache(maxsize=128)

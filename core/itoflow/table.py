@@ -19,10 +19,14 @@ References:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from itoflow.errors import InputError
 from itoflow.field import Member
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Table:
     """
 
     rows: tuple[Row, ...]
+    _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -84,6 +89,15 @@ class Table:
                 if not reading <= row.clock[0] < row.clock[1] < math.inf:
                     raise InputError(f"{where} has the clock {row.clock}, which must run forwards from {reading:.6g}.")
                 reading = row.clock[1]
+
+    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` computes of these rows, made again only when the key is another than at the last call."""
+        found: T | None = self._kept.get(key)
+        if found is None:
+            found = make()
+            self._kept.clear()
+            self._kept[key] = found
+        return found
 
     @property
     def depth(self) -> int:

@@ -8,7 +8,7 @@ The targets of the comparison: eight modes on a ring in 2 dimensions (std 0.1), 
 0.3). The times and coefficients of `auto` were computed on others (optimal/families.py); a family that was held out of
 that is reported behind.
 
-The last block is `auto` over the best peer of each column; at or below 1 it is ahead, median and RMSE each.
+The last block is `auto` over the best peer of each column, for the targets and that family; at or below 1 it is ahead.
 
 Peers, where installed: azula 0.11.1, diffusers 0.42.1, flow_matching 1.0.10; the reference needs scipy.
 """
@@ -250,24 +250,29 @@ def show(title: str, rows: dict[str, Row]) -> None:
         print(f"  {name:30s}", " ".join(f"{n:3d}: {m:.1e} ({r:.1e})" for n, m, r in row.values()))
 
 
+def against_the_best_peer(rows: dict[str, Row]) -> str:
+    """`auto` over the best peer at each NFE, median and in brackets RMSE; empty where no peer is installed."""
+    others = [row for method, row in rows.items() if not method.startswith("itoflow")]
+    if not others:
+        return ""
+    best = {n: [min(row[n][i] for row in others if not math.isnan(row[n][i])) for i in (1, 2)] for n in NFE}
+    mine = rows["itoflow auto"]
+    cells = [f"{mine[n][1] / best[n][0]:.2f} ({mine[n][2] / best[n][1]:.2f})" for n in NFE]
+    return "   ".join(f"{cell:>12s}" for cell in cells)
+
+
 def main() -> None:
     """Print all tables."""
     ratios = []
-    for name, target in targets().items():
+    families: list[tuple[str, Modes | Mixture, float]] = [(name, t, t.std) for name, t in targets().items()]
+    families += [(f"held out {name}", mixture, 1.0) for name, mixture in held_out().items()]
+    for name, target, std in families:
         for path in PEERS:
-            rows = table(target, target.std, path, peers=True)
+            rows = table(target, std, path, peers=True)
             show(f"{name}, {path}", rows)
-            others = [row for method, row in rows.items() if not method.startswith("itoflow")]
-            if others:
-                best = {n: [min(row[n][i] for row in others if not math.isnan(row[n][i])) for i in (1, 2)] for n in NFE}
-                mine = rows["itoflow auto"]
-                cells = [f"{mine[n][1] / best[n][0]:.2f} ({mine[n][2] / best[n][1]:.2f})" for n in NFE]
-                ratios.append(f"  {name + ', ' + path:24s} " + "   ".join(f"{cell:>12s}" for cell in cells))
-    for name, mixture in held_out().items():
-        for path in PEERS:
-            show(f"held out {name}, {path}", table(mixture, 1.0, path, peers=True))
+            ratios.append(f"  {name + ', ' + path:29s} {against_the_best_peer(rows) or 'no peer is installed'}")
     print("\nauto over the best peer of the column, median (RMSE), at NFE", *NFE)
-    print("\n".join(ratios) if ratios else "  no peer is installed")
+    print("\n".join(ratios))
 
 
 if __name__ == "__main__":

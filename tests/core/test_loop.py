@@ -173,3 +173,25 @@ def test_noise_with_a_clock_follows_one_path():
 
     torch.testing.assert_close(end(1.0, 8.0), end(1.0, 1.3, 6.9, 8.0), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(end(1.0, 8.0), end(1.0, 7.9), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_one_table_serves_fields_dtypes_and_batches_in_turn(depth):
+    """What is kept with a table is made anew for whatever it depends on: the same as by a table that nothing knows."""
+    kept = adams(depth)
+    for process in (Exploding(), Preserving()):
+        for prediction in ("v", "x0"):
+            for dtype in (torch.float64, torch.float32):
+                field = NetworkField(Pull().to(dtype), process, Parametrization(prediction=prediction, data_std=0.6))
+                for batch in (3, 5, 3):
+                    x = torch.randn(batch, 2, dtype=dtype, generator=seeded(0))
+                    assert torch.equal(run_table(kept, field, x), run_table(adams(depth), field, x))
+    assert len(kept._kept) == 1
+
+
+def test_what_is_kept_with_a_table_is_not_made_again():
+    made = []
+    table = adams(2)
+    for key in ("a", "a", "b", "a"):
+        table.keep(key, lambda k=key: made.append(k) or k)
+    assert made == ["a", "b", "a"]

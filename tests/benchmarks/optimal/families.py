@@ -1,8 +1,8 @@
 """Targets on which the grids and tables of `auto` were computed, and others on which they are judged.
 
-Mixtures of Gaussians of 1 to 256 dimensions, 3 to 20 modes, mode widths 0.08 to 0.5, isotropic and anisotropic, equal
-and unequal weights and widths; all with mean 0 and a variance of 1 per dimension on average. None is a target of the
-comparison with other libraries.
+Mixtures of Gaussians of 1 to 256 dimensions, 3 to 20 modes, mode widths 0.02 to 0.5, isotropic and anisotropic (one
+with axes of a hundredth of its width, as the data of images have), equal and unequal weights and widths; all with mean
+0 and a variance of 1 per dimension on average. None is a target of the comparison with other libraries.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def training() -> dict[str, Mixture]:
         "80d-4": Mixture(_random(25, 4, 80), 0.35, axes=torch.logspace(-0.3, 0.2, 80)),
         "128d-16": Mixture(_random(17, 16, 128), 0.2),
         "256d-6": Mixture(_random(26, 6, 256), 0.15),
+        "10d-5": Mixture(_random(28, 5, 10), 0.02),
+        "100d-7": Mixture(_random(29, 7, 100), 0.4, axes=torch.logspace(-2, 0.3, 100)),
     }
 
 

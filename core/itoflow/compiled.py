@@ -1,0 +1,149 @@
+"""The step of a table as one function without side effects: what `torch.compile` fuses and a CUDA graph replays.
+
+Equation (2) of `itoflow.folding` with the history as tensors h_1, h_2, ..., newest first:
+
+    v = p u + sum_j q_j h_j + r z,   y = network(v),   h_0 = by_v v + by_y y,   u <- a u + sum_j b_j h_j + c z
+
+All coefficients are elements of one tensor a step, so that one compilation serves every step of every table of that
+depth. `itoflow.loop` in turn writes in place and leaves out what is zero, which is faster where each operation is
+launched by itself; the two agree to rounding.
+
+The option `compile` of a sampler runs its table by the compiled step. `captured` records a whole run of `itoflow.loop`,
+all of its steps, in one CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from itoflow.errors import InputError
+from itoflow.field import Conditions, Evaluate, Field, Solved
+from itoflow.folding import kept, products
+from itoflow.table import Table
+
+if TYPE_CHECKING:
+    from itoflow.sampler import Sampler
+
+
+class State(NamedTuple):
+    """What a step hands on: u and the history, (B, *S) each; and what the network was given and gave."""
+
+    u: Tensor
+    history: tuple[Tensor, ...]
+    v: Tensor
+    y: Tensor
+
+
+def step(
+    network: Evaluate, u: Tensor, history: tuple[Tensor, ...], z: Tensor | None, label: Any, weights: Tensor
+) -> State:
+    """One row of a table.
+
+    Arguments:
+        network: as `Field.evaluator` gives it.
+        u: the state, (B, *S).
+        history: as many tensors (B, *S) as the table is deep, newest first, zeros before the first call.
+        z: noise, (B, *S); None for a table without any.
+        label: of this call, from `Solved`.
+        weights: p, r, a, c, by_v, by_y, then q for each of the history, then b, dtype and device of u; (6 + 2 depth,).
+    """
+    p, r, a, c, by_v, by_y, *rest = weights.unbind()
+    q, b = rest[: len(history)], rest[len(history) :]
+    v = p * u
+    for weight, h in zip(q, history, strict=True):
+        v = v + weight * h
+    if z is not None:
+        v = v + r * z
+    y = network(v, label)
+    history = (by_v * v + by_y * y, *history[:-1])
+    u = a * u
+    for weight, h in zip(b, history, strict=True):
+        u = u + weight * h
+    if z is not None:
+        u = u + c * z
+    return State(u, history, v, y)
+
+
+@cache
+def compiled_step() -> Callable[..., State]:
+    """`step`, compiled once for all that use it; torch compiles anew for another network, shape or depth."""
+    compiled: Callable[..., State] = torch.compile(step)
+    return compiled
+
+
+class Weighed(NamedTuple):
+    """A table as `step` takes it."""
+
+    solved: Solved
+    weights: Sequence[Tensor]
+    noisy: Sequence[bool]
+    depth: int
+
+
+def weighed(table: Table, field: Field, like: Tensor) -> Weighed:
+    """The weights of each step for a state like this; kept with the table."""
+
+    def make() -> Weighed:
+        solved, depth = field.solved(table.rows, like), max(table.depth, 1)
+        rows, noisy = [], []
+        for p, r, a, c, by_v, by_y, q, b in products(table, solved):
+            padded = (*q, *[0.0] * (depth - len(q)), *b, *[0.0] * (depth - len(b)))
+            rows.append((p, r, a, c, by_v, by_y, *padded))
+            noisy.append(r != 0 or c != 0)
+        weights = torch.tensor(rows, dtype=torch.float64).to(like).unbind()
+        return Weighed(solved, weights, noisy, depth)
+
+    return kept(table, field, like, make)
+
+
+def captured(
+    sampler: Sampler,
+    field: Field,
+    like: Tensor,
+    cond: Conditions | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """A whole run of a sampler, network calls and all, as one CUDA graph: a function from prior to data, (B, *S) each.
+
+    Shape and conditions are those given here; weights are read where they are at each replay. A replay overwrites what
+    the one before it returned, and does not check that values are finite. Two runs are made first, to warm up.
+
+    Arguments:
+        like: a tensor with the shape, dtype and CUDA device that x will have.
+        cond: conditions of every replay, on that device.
+        generator: of that device; None is its default one. Each replay draws new noise.
+
+    Raises:
+        InputError: `like` is not on a CUDA device, or the noise is a Brownian path, which is not drawn on the device.
+    """
+    from itoflow.sampler import TableSampler
+
+    if not like.is_cuda:
+        raise InputError(f"A CUDA graph needs a CUDA device; `like` is on {like.device}. Use the option `compile`.")
+    rows = sampler.tabulated(field.process).rows if isinstance(sampler, TableSampler) else ()
+    if any(row.clock is not None for row in rows):
+        raise InputError(f"{type(sampler).__name__} follows a Brownian path, which no CUDA graph can draw.")
+    x, stream = torch.zeros_like(like), torch.cuda.Stream(like.device)
+    stream.wait_stream(torch.cuda.current_stream(like.device))
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            sampler(field, x, cond, generator=generator)
+    torch.cuda.current_stream(like.device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    if generator is not None:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        end = sampler(field, x, cond, generator=generator)
+
+    def replay(start: Tensor) -> Tensor:
+        x.copy_(start)
+        graph.replay()
+        return end
+
+    return replay

@@ -3,7 +3,7 @@ r"""8 Gaussians to two moons: what couplings do to one Euler step, to adaptive i
 The setting of C2OT (https://arxiv.org/abs/2503.10636, table 1): torchcfm's two samplers, squared 2-Wasserstein distance
 by exact assignment between n = 2,000 generated and n fresh points, the condition being which moon. The floor is the
 same distance between two fresh sets. Independent coupling, optimal transport, and transport within conditions; where
-torchcfm is installed, its optimal-transport matcher trains the same network on the same seeds, batches and steps.
+torchcfm is installed, its matchers train the same network from the same weights, in as many steps of as many pairs.
 
     python tests/benchmarks/couplings.py                          all runs, about 35 minutes on one core
     python tests/benchmarks/couplings.py --runs ot --seeds 0      one of them

@@ -8,8 +8,7 @@ torchcfm is installed, its matchers train the same network from the same weights
     python tests/benchmarks/couplings.py                          all runs, about 35 minutes on one core
     python tests/benchmarks/couplings.py --runs ot --seeds 0      one of them
     python tests/benchmarks/couplings.py --results FILE           keep results there, and skip those it has
-
-    python tests/benchmarks/couplings.py --costs                  only what a batch costs, in half a minute
+    python tests/benchmarks/couplings.py --costs                  only what a batch costs, in a minute
 
 After the table of distances comes what each coupling costs: CPU time of a batch, the median and the least of many, one
 thread; and the mean squared distance of its pairs.

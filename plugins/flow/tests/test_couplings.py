@@ -7,7 +7,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from itoflow import InputError, OptionError
+from itoflow import InputError, ItoflowWarning, OptionError
 from itoflow.testing.assertions import check_options
 from itoflow_flow import plugin, transport_cost
 from itoflow_flow.conditional_transport import ConditionalTransport
@@ -54,6 +54,31 @@ def test_data_of_any_shape_and_no_far_end(coupling):
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS, ids=lambda c: type(c).__name__)
+def test_an_empty_batch_has_no_pairs(coupling):
+    assert coupling(normal(0), normal(5), generator=seeded()).shape == (0,)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS[1:], ids=lambda c: type(c).__name__)
+def test_ends_without_distances_are_refused(coupling):
+    x0 = normal(6)
+    for bad in (float("nan"), float("inf")):
+        broken = x0.clone()
+        broken[2, 1] = bad
+        for ends in ((broken, x0), (x0, broken)):
+            with pytest.raises(InputError, match="NaN or infinite"):
+                coupling(*ends, generator=seeded())
+    with pytest.raises(InputError, match="one shape"):
+        coupling(x0, normal(6, 3), generator=seeded())
+
+
+def test_conditions_of_another_length_are_refused():
+    """They would leave some rows without a class, and so without a match."""
+    for cond in ({"class": torch.arange(3)}, {"vector": normal(7)}):
+        with pytest.raises(InputError, match="a row for each of 6 x0"):
+            ConditionalTransport()(normal(6), normal(6), cond, generator=seeded())
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS, ids=lambda c: type(c).__name__)
 def test_options(coupling):
     check_options(coupling)
 
@@ -83,15 +108,27 @@ def test_blocks_of_a_large_batch_are_paired_by_themselves():
 def test_sinkhorn_plan_has_its_marginals_and_its_limits():
     x0, x1 = normal(30), normal(30, seed=1)
     cost = squared_distances(x0, x1)
-    plan = Sinkhorn(epsilon=0.1, iterations=2000).log_plan(cost).exp()
+    plan = Sinkhorn(epsilon=0.1, tolerance=1e-4, iterations=5000).log_plan(cost).exp()
     plan = plan / plan.sum()
-    torch.testing.assert_close(plan.sum(0), torch.full((30,), 1 / 30, dtype=torch.float64), rtol=1e-6, atol=0)
-    torch.testing.assert_close(plan.sum(1), torch.full((30,), 1 / 30, dtype=torch.float64), rtol=1e-3, atol=0)
+    torch.testing.assert_close(plan.sum(1), torch.full((30,), 1 / 30, dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(plan.sum(0), torch.full((30,), 1 / 30, dtype=torch.float64), rtol=1.1e-4, atol=0)
     loose = Sinkhorn(epsilon=1e6, relative=False).log_plan(cost).softmax(1)
     torch.testing.assert_close(loose, torch.full_like(loose, 1 / 30), rtol=1e-3, atol=0)
-    sharp = Sinkhorn(epsilon=1e-3, iterations=3000)(x0, x1, generator=seeded())
+    sharp = Sinkhorn(epsilon=1e-3, iterations=10_000)(x0, x1, generator=seeded())
     best = transport_cost(x0, x1[OptimalTransport()(x0, x1)])
     assert transport_cost(x0, x1[sharp]) == pytest.approx(best, rel=0.1)
+
+
+def test_sinkhorn_uses_every_x1_alike_at_small_epsilon():
+    """Within the tolerance by default, where a hundred iterations leave columns that are off by 14 per cent."""
+    cost = squared_distances(normal(100), normal(100, seed=1))
+    drawn_from = Sinkhorn(epsilon=1e-2).log_plan(cost).softmax(1)
+    torch.testing.assert_close(drawn_from.sum(0), torch.ones(100, dtype=torch.float64), rtol=0, atol=0.0101)
+
+
+def test_sinkhorn_says_when_its_plan_prefers_some_x1():
+    with pytest.warns(ItoflowWarning, match=r"not balanced after iterations=3.*epsilon \(now 0.0001\)"):
+        Sinkhorn(epsilon=1e-4, iterations=3)(normal(50), normal(50, seed=1), generator=seeded())
 
 
 def test_sinkhorn_between_gaussians_has_the_known_covariance():

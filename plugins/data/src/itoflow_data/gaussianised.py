@@ -76,7 +76,9 @@ class MarginalGaussianisation(Bijection):
     def __init__(self, x: Tensor, spec: DataSpec, pseudo: float = 0.5) -> None:
         levels = to_levels(x, spec).flatten(1)
         count = spec.levels or 0
-        counts = torch.nn.functional.one_hot(levels, count).sum(0).T.double()  # (L, D)
+        size = levels.shape[1]
+        cells = (levels + count * torch.arange(size)).flatten()
+        counts = torch.bincount(cells, minlength=size * count).view(size, count).T.double()  # (L, D)
         overall = counts.sum(1, keepdim=True) + pseudo
         counts = counts + pseudo * count * overall / overall.sum()
         self.low, self.width, self.count = spec.low, level_width(spec), count

@@ -23,6 +23,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
+from itoflow import InputError
 from itoflow_flow.coupling import Coupling, blocks, spread, squared_distances
 from itoflow_flow.optimal_transport import assignment
 
@@ -45,6 +46,9 @@ class ConditionalTransport(Coupling):
     ) -> Tensor:
         """Indices (N,); of unequal sizes, x1's are first taken evenly at random."""
         cond = cond or {}
+        for name, values in cond.items():
+            if len(values) != len(x0):
+                raise InputError(f"cond[{name!r}] must have a row for each of {len(x0)} x0. Given: {len(values)}.")
         partners = spread(len(x0), len(x1), x0.device, generator)
         for group in _groups(cond.get("class"), len(x0), x0.device):
             for part in blocks(len(group), self.block, x0.device, generator):

@@ -56,7 +56,8 @@ class Coupling(Spec, ABC):
             generator: draws whatever is left open.
 
         Raises:
-            InputError: x1 is empty.
+            InputError: x1 is empty; and, of couplings by distance, x0 and x1 that are not finite or not of one shape S,
+                or conditions of another number of rows than x0.
         """
 
 
@@ -105,7 +106,9 @@ def spread(n: int, m: int, device: torch.device, generator: torch.Generator | No
 
 
 def blocks(n: int, size: int, device: torch.device, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """Random disjoint index tensors of nearly equal size, at most `size`, that cover range(n); one if it fits."""
+    """Random disjoint index tensors of nearly equal size, at most `size`, that cover range(n); none of n = 0."""
+    if n == 0:
+        return
     if n <= size:
         yield torch.arange(n, device=device)
         return
@@ -113,9 +116,20 @@ def blocks(n: int, size: int, device: torch.device, generator: torch.Generator |
 
 
 def squared_distances(x0: Tensor, x1: Tensor) -> Tensor:
-    """|x0_i - x1_j|^2: (N, M), float64, data units squared."""
+    """|x0_i - x1_j|^2: (N, M), float64, data units squared.
+
+    Raises:
+        InputError: examples of two shapes; distances that are not finite.
+    """
+    if x0.shape[1:] != x1.shape[1:]:
+        raise InputError(
+            f"x0 and x1 must be of one shape. Given: examples of {tuple(x0.shape[1:])} and {tuple(x1.shape[1:])}."
+        )
     a, b = x0.detach().flatten(1).to(torch.float64), x1.detach().flatten(1).to(torch.float64)
-    return (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp(min=0)
+    squared = (a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T).clamp(min=0)
+    if not bool(squared.isfinite().all()):
+        raise InputError("The distances of x0 and x1 are not all finite: one of the two has NaN or infinite values.")
+    return squared
 
 
 def transport_cost(x0: Tensor, x1: Tensor) -> float:

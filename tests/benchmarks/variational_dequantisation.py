@@ -184,6 +184,9 @@ def trained(recipe: Recipe, *, variational: bool) -> tuple[Evaluation, Evaluatio
         optimizer.step()
         average.update_parameters(model.field)
     seconds = time.process_time() - start
+    if variational:  # the inverse, which the figures take log q from, is that of the draw
+        y, log_q = values.drawn(x, generator)
+        assert float((Values.log_det(values, y) - log_q - values.log_det(y)).detach().abs().max()) < 1e-3
     final = copy.deepcopy(model).eval()
     final.field.load_state_dict(average.module.state_dict())
     test, train = (

@@ -127,7 +127,9 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument(
         "--check", type=int, default=CHECKED, help=f"examples that are solved again for the errors (default: {CHECKED})"
     )
-    parser.add_argument("--bound", type=int, default=32, metavar="TIMES", help="times of the reverse SDE's bound, or 0")
+    parser.add_argument(
+        "--bound", type=int, default=32, metavar="TIMES", help="times of the reverse SDE's bound, or 0 (default: 32)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON, and show no progress")
     arguments = parser.parse_args(argv)

@@ -2,13 +2,10 @@ r"""Group normalisation and SiLU as one step that keeps its input only.
 
 With mean m and 1 / standard deviation r of each example's groups, and u = x a + b per example and channel,
 
-    a = r w,   b = w_0 - m r w,   y = SiLU(u) = u sigmoid(u).
+    a = r w,   b = w_0 - m a,   y = SiLU(u) = u sigmoid(u).
 
-Backward, u is computed again; with g = dy SiLU'(u), n elements in a group and sums over each example's group,
-
-    dx = a g - r (x_hat sum(x_hat w g) + sum(w g)) / n,   x_hat = (x - m) r,   dw = sum(x_hat g),   dw_0 = sum(g).
-
-torch's own backward pass is several times slower than this on feature maps whose channels lie together in memory.
+Forward, SiLU overwrites u; backward, u is computed again from x, m and r, one pass over the map, and overwritten by
+dy SiLU'(u), from which torch's normalisation goes on.
 
 References:
     Group Normalization (Wu and He, 2018), https://arxiv.org/abs/1803.08494.
@@ -67,30 +64,21 @@ class _NormSiLU(torch.autograd.Function):
 def _gradient(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dw, dw_0); sums over positions come first, so that all else is per channel or one pass over the map."""
-    examples, groups = mean.shape
-    sides = tuple(range(2, x.ndim))
+    """(dx, dw, dw_0)."""
+    (examples, channels), groups = x.shape[:2], mean.shape[1]
 
     def per_channel(value: Tensor) -> Tensor:  # (B, G) to (B, C)
-        return value.repeat_interleave(x.shape[1] // groups, dim=1)
+        return value.to(weight.dtype).repeat_interleave(channels // groups, dim=1)
 
-    def over(value: Tensor) -> Tensor:  # (B, C) to a factor of the map
-        return value.to(x.dtype if x.dtype == torch.float64 else torch.float32)[:, :, None, None]
-
-    mean_c, r_c = per_channel(mean.to(weight.dtype)), per_channel(r.to(weight.dtype))
-    a = r_c * weight
-    u = torch.addcmul(over(bias - mean_c * a), x, over(a))
-    g = torch.ops.aten.silu_backward(dy.to(u.dtype), u)
-    sum_g = g.sum(sides)
-    sum_gx = torch.mul(g, x, out=u).sum(sides)
-    sum_g_hat = (sum_gx - mean_c * sum_g) * r_c  # sum of x_hat g
-    n = x[0, 0].numel() * (x.shape[1] // groups)
-    in_group = (sum_g * weight).view(examples, groups, -1).sum(2) / n
-    in_group_hat = (sum_g_hat * weight).view(examples, groups, -1).sum(2) / n
-    slope = -r_c * r_c * per_channel(in_group_hat)
-    offset = -r_c * per_channel(in_group) - slope * mean_c
-    dx = torch.addcmul(over(offset), x, over(slope)).addcmul_(g, over(a))
-    return dx.to(x.dtype), sum_g_hat.sum(0).to(weight.dtype), sum_g.sum(0).to(bias.dtype)
+    a = per_channel(r) * weight
+    b = bias - per_channel(mean) * a
+    u = torch.addcmul(b[:, :, None, None], x, a[:, :, None, None]).to(x.dtype)
+    g = torch.ops.aten.silu_backward.grad_input(dy, u, grad_input=u)
+    shape = examples, channels, x[0, 0].numel(), groups
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
+        g, x, mean, r, weight, *shape, [True, True, True]
+    )
+    return gradients
 
 
 def _transformed() -> bool:

@@ -35,8 +35,11 @@ def test_what_is_refused_names_what_works():
         UNet(**SMALL).build(DataSpec(shape=(2,)))
     with pytest.raises(IncompatibleError, match="groups"):
         UNet(**SMALL, groups=3).build(DataSpec(shape=(1, 8, 8)))
-    with pytest.raises(IncompatibleError, match="heads = 3"):
+    with pytest.raises(IncompatibleError, match=r"heads = 3.*heads may be 1, 2, 4, 8, 16 there"):
         UNet(**SMALL, heads=3).build(DataSpec(shape=(1, 8, 8)))
+    with pytest.raises(IncompatibleError, match=r"16 channels.*resolution 4.*head_size = 6.*may be 1, 2, 4, 8, 16"):
+        UNet(**SMALL, head_size=6).build(DataSpec(shape=(1, 8, 8)))
+    UNet(**SMALL, head_size=16, multipliers=(1, 2)).build(DataSpec(shape=(1, 8, 8)))
     with pytest.raises(OptionError, match="not both"):
         UNet(heads=2, head_size=8)
 

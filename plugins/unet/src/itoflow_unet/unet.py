@@ -150,11 +150,15 @@ class UNet(Backbone):
         for width, size in zip(self.widths, self.sizes(data), strict=True):
             if width % self.groups_of(width):
                 raise IncompatibleError(
-                    f"{width} channels do not divide into {self.groups} groups. Leave `groups` out, or choose channels "
-                    f"that are a multiple of {self.groups}."
+                    f"{width} channels do not divide into groups = {self.groups}. Leave `groups` out, or choose "
+                    f"channels that are a multiple of {self.groups}."
                 )
             attends = size in self.attention or (self.middle and self.middle_attention and width == self.widths[-1])
-            heads = self.heads_of(width)
-            if attends and (not heads or width % heads or (self.head_size and width != heads * self.head_size)):
-                given = f"head_size = {self.head_size}" if self.head_size else f"heads = {self.heads}"
-                raise IncompatibleError(f"{width} channels do not divide by {given}. Choose a divisor.")
+            split = self.head_size or self.heads or 1
+            if attends and width % split:
+                option = "head_size" if self.head_size else "heads"
+                fit = [str(n) for n in range(1, width + 1) if width % n == 0]
+                raise IncompatibleError(
+                    f"Attention over {width} channels at resolution {size} cannot have {option} = {split}, which does "
+                    f"not divide them. {option} may be {', '.join(fit)} there."
+                )

@@ -71,7 +71,7 @@ def describe(component: Any) -> Description:
         source=getattr(module, "__file__", None),
         formula=tuple(text for text in (theory, own) if text),
         references=references,
-        options=tuple(_option(name, field) for name, field in fields.items()),
+        options=tuple(_option(name, field, _documented(component, name)) for name, field in fields.items()),
     )
 
 
@@ -106,13 +106,19 @@ def _split_references(text: str) -> tuple[str, tuple[str, ...]]:
     return "\n".join([*lines[:start], *lines[end:]]).rstrip(), references
 
 
-def _option(name: str, field: FieldInfo) -> Option:
+def _documented(component: type[Spec], name: str) -> str:
+    """The docstring below the field, or below that of the nearest base where a class changes a default only."""
+    fields = (base.model_fields.get(name) for base in component.__mro__ if issubclass(base, Spec))
+    return next((field.description for field in fields if field is not None and field.description), "")
+
+
+def _option(name: str, field: FieldInfo, description: str) -> Option:
     return Option(
         name=name,
         type=_type(field.annotation),
         range=", ".join([*_bounds(field.metadata), *_inner_bounds(field.annotation)]),
         default="required" if field.is_required() else _text(field.get_default(call_default_factory=True)),
-        description=" ".join((field.description or "").split()),
+        description=" ".join(description.split()),
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import itoflow.testing
-from itoflow import registry
+from itoflow import Spec, registry
 from itoflow.cli import COMMANDS, main
+from itoflow.describe import describe
 
 Install = Callable[..., None]
 Capture = pytest.CaptureFixture[str]
@@ -163,6 +164,22 @@ def test_show_describes_each_form_of_option(
     out, _ = run(capsys, "show", kind, name)
     line = next(line for line in out.splitlines() if line.startswith(f"  {option} "))
     assert all(fact in line for fact in facts)
+
+
+def test_an_option_with_another_default_keeps_its_description() -> None:
+    class Base(Spec):
+        width: int = 1
+        """Channels."""
+        depth: int = 1
+        """Of the base."""
+
+    class Wide(Base):
+        width: int = 2
+        depth: int = 2
+        """Its own."""
+
+    found = {option.name: (option.default, option.description) for option in describe(Wide).options}
+    assert found == {"width": ("2", "Channels."), "depth": ("2", "Its own.")}
 
 
 @pytest.mark.parametrize("name", ["euler", "scaled", "jump"])

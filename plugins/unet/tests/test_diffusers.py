@@ -242,7 +242,11 @@ def test_damaged_folders(tmp_path):
     weights.unlink()
     with pytest.raises(ModelFileError, match="no weights as safetensors"):
         build(data)
-    (tmp_path / "config.json").write_text("[]")
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"silu"', '"gelu"'))
+    with pytest.raises(IncompatibleError, match=r"config\.json: .*act_fn = 'gelu'"):
+        build(data)
+    config.write_text("[]")
     with pytest.raises(ModelFileError, match="holds no JSON object"):
         build(data)
 
@@ -272,6 +276,8 @@ def test_what_cannot_be_converted(change, says):
         ({"resample": "pool"}, "resample = 'pool'"),
         ({"rescale": 2.0}, "rescale = 2.0"),
         ({"resample": "residual", "attention_up": "last"}, "attention_up"),
+        ({"resample": "residual", "project_resampled": True}, "project_resampled = True"),
+        ({"entry": 16}, "entry = 16"),
         ({"groups": 8, "heads": 2, "multipliers": (1, 2)}, "heads"),
     ],
 )

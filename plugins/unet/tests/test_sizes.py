@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from itoflow import DataSpec, IncompatibleError, OptionError
-from itoflow_unet.presets import DDPM
+from itoflow_unet.presets import ADM, DDPM, DDPMPP, NCSNPP
 from itoflow_unet.resample import double, double_filtered, halve, halve_filtered
 from itoflow_unet.unet import UNet
 
@@ -35,8 +35,11 @@ def test_what_is_refused_names_what_works():
         UNet(**SMALL).build(DataSpec(shape=(2,)))
     with pytest.raises(IncompatibleError, match="groups"):
         UNet(**SMALL, groups=3).build(DataSpec(shape=(1, 8, 8)))
-    with pytest.raises(IncompatibleError, match="heads = 3"):
+    with pytest.raises(IncompatibleError, match=r"heads = 3.*heads may be 1, 2, 4, 8, 16 there"):
         UNet(**SMALL, heads=3).build(DataSpec(shape=(1, 8, 8)))
+    with pytest.raises(IncompatibleError, match=r"16 channels.*resolution 4.*head_size = 6.*may be 1, 2, 4, 8, 16"):
+        UNet(**SMALL, head_size=6).build(DataSpec(shape=(1, 8, 8)))
+    UNet(**SMALL, head_size=16, multipliers=(1, 2)).build(DataSpec(shape=(1, 8, 8)))
     with pytest.raises(OptionError, match="not both"):
         UNet(heads=2, head_size=8)
 
@@ -60,10 +63,40 @@ def test_filtered_resampling_is_its_own_transpose():
     assert float(((halve_filtered(x) * y).sum() - (x * double_filtered(y, (8, 8))).sum() / 4).abs()) < 1e-12
 
 
-def test_parameters_of_the_ddpm_paper():
-    """35.7 M, appendix B of Ho et al., 2020."""
-    net = DDPM().build(DataSpec(shape=(3, 32, 32)))
-    assert sum(p.numel() for p in net.parameters()) == 35_746_307
+LARGE = {"channels": 256, "blocks": 2}
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "classes", "millions"),
+    [
+        pytest.param(DDPM(), 32, None, 35.7, id="ddpm"),  # appendix B of Ho et al., 2020
+        pytest.param(DDPMPP(), 32, None, 61.8, id="ddpmpp"),  # the code of Song et al., 2021
+        pytest.param(
+            DDPMPP(multipliers=(2, 2, 2), entry=128), 32, None, 55.7, id="ddpmpp-edm"
+        ),  # of Karras et al., 2022
+        pytest.param(ADM(), 64, 1000, 296, id="adm-64"),  # Dhariwal and Nichol, 2021, table 4, as the three below
+        pytest.param(ADM(**LARGE, multipliers=(1, 1, 2, 3, 4)), 128, 1000, 422, id="adm-128"),
+        pytest.param(ADM(**LARGE, multipliers=(1, 1, 2, 2, 4, 4)), 256, 1000, 554, id="adm-256"),
+        pytest.param(ADM(**LARGE, multipliers=(0.5, 1, 1, 2, 2, 4, 4)), 512, 1000, 559, id="adm-512"),
+    ],
+)
+def test_parameters_of_the_papers(spec, size, classes, millions):
+    """To the digits that are published; half a unit of the last is at most 0.2 %."""
+    assert round(parameters(spec, size, classes) / 1e6, 1 if millions < 100 else None) == millions
+
+
+def test_parameters_of_ncsnpp():
+    """The published 62.8 M less its input's 3x3 convolutions on the way down, plus the 1x1 ones here."""
+    published = sum(9 * a * b + b for a, b in ((3, 128), (128, 256), (256, 256)))
+    here = sum(3 * b + b for b in (128, 256, 256))
+    assert round((parameters(NCSNPP(), 32, None) - here + published) / 1e6, 1) == 62.8
+
+
+def parameters(spec: UNet, size: int, classes: int | None) -> int:
+    """Their number; nothing is allocated."""
+    with torch.device("meta"):
+        net = spec.build(DataSpec(shape=(3, size, size), classes=classes))
+    return sum(p.numel() for p in net.parameters())
 
 
 def test_a_fresh_network_is_zero():

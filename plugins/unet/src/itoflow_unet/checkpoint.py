@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from itoflow import Backbone, DataSpec, ModelFileError
+from itoflow import Backbone, DataSpec, IncompatibleError, ModelFileError, OptionError
 from itoflow_unet.diffusers_config import from_config, to_config
 from itoflow_unet.diffusers_weights import from_state, to_state
 from itoflow_unet.network import ResidualUNet
@@ -42,7 +42,11 @@ class Checkpoint(Backbone):
             IncompatibleError: the checkpoint cannot be converted, or is not for such data.
         """
         folder = _folder(self.path)
-        spec = from_config(read_config(folder), data, time_scale=self.time_scale, time_shift=self.time_shift)
+        config = read_config(folder)
+        try:
+            spec = from_config(config, data, time_scale=self.time_scale, time_shift=self.time_shift)
+        except (IncompatibleError, OptionError) as error:
+            raise IncompatibleError(f"{folder / _CONFIG}: {error}") from error
         net = spec.build(data)
         assert isinstance(net, ResidualUNet)
         try:

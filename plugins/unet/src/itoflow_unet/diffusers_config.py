@@ -201,6 +201,7 @@ def _function(spec: UNet, data: DataSpec) -> dict[str, Any]:
     acting: dict[str, Any] = {
         **chosen,
         "multipliers": spec.widths,
+        "entry": spec.inside(0),
         "attention": attention,
         "groups": [spec.groups_of(width) for width in _normalised(spec)],
         "heads": [spec.heads_of(width) for width in attends],
@@ -212,6 +213,8 @@ def _function(spec: UNet, data: DataSpec) -> dict[str, Any]:
         acting |= {"fourier_scale": None, "cosine_first": None, "frequency_shift": None}
     else:
         acting |= {"fourier_scale": None}
+    if spec.resample != "residual":
+        acting["project_resampled"] = None
     if spec.resample != "conv":
         acting["pad_end"] = None
     if not attention:

@@ -48,7 +48,7 @@ class ResidualUNet(nn.Module):
         self.label = nn.Embedding(data.classes, size) if data.classes is not None else None
         self.vector = nn.Linear(data.vector, size) if data.vector is not None else None
 
-        self.enter = conv(channels, widths[0], 3, padding=1)
+        self.enter = conv(channels, spec.inside(0), 3, padding=1)
         self.down = nn.ModuleList(Down(spec, data, level) for level in range(len(widths)))
         self.middle = Middle(spec, ndim) if spec.middle else None
         self.up = nn.ModuleList(Up(spec, data, level) for level in reversed(range(len(widths))))
@@ -93,7 +93,7 @@ class Down(nn.Module):
     def __init__(self, spec: UNet, data: DataSpec, level: int) -> None:
         super().__init__()
         ndim, widths = len(data.shape) - 1, spec.widths
-        inside, width = widths[max(level - 1, 0)], widths[level]
+        inside, width = spec.inside(level), widths[level]
         attends, last = spec.sizes(data)[level] in spec.attention, level == len(widths) - 1
         self.blocks = nn.ModuleList(
             ResidualBlock(spec, ndim, width if i else inside, width, rescale=spec.rescale) for i in range(spec.blocks)
@@ -144,7 +144,7 @@ class Up(nn.Module):
     def __init__(self, spec: UNet, data: DataSpec, level: int) -> None:
         super().__init__()
         ndim, widths, count = len(data.shape) - 1, spec.widths, spec.blocks + 1
-        width, below, above = widths[level], widths[min(level + 1, len(widths) - 1)], widths[max(level - 1, 0)]
+        width, below, above = widths[level], widths[min(level + 1, len(widths) - 1)], spec.inside(level)
         carried = [below] + [width] * (count - 1)
         left = [width] * (count - 1) + [above]
         attends = spec.sizes(data)[level] in spec.attention
@@ -237,8 +237,8 @@ class Double(nn.Module):
 def _resampling_block(spec: UNet, ndim: int, width: int) -> ResidualBlock | None:
     if spec.resample not in ("residual", "residual-fir"):
         return None
-    filtered = spec.resample == "residual-fir"
-    return ResidualBlock(spec, ndim, width, width, rescale=spec.rescale, always_project=filtered)
+    projects = spec.resample == "residual-fir" or spec.project_resampled
+    return ResidualBlock(spec, ndim, width, width, rescale=spec.rescale, always_project=projects)
 
 
 def initialise(net: nn.Module, zero: bool) -> None:

@@ -29,6 +29,8 @@ class UNet(Backbone):
     """Channels at full resolution."""
     multipliers: Annotated[tuple[Positive, ...], MinLen(1)] = (1, 2, 2, 2)
     """Channels of each level, over `channels`; each level halves the sides, odd ones rounded up."""
+    entry: Annotated[int, Ge(1)] | None = None
+    """Channels of the first convolution; None is those of the first level. EDM has `channels`."""
     blocks: Annotated[int, Ge(1)] = 2
     """Residual blocks of a level on the way down; one more on the way up."""
     attention: tuple[Annotated[int, Ge(1)], ...] = (16,)
@@ -42,6 +44,9 @@ class UNet(Backbone):
     resample: Resample = "conv"
     """How levels change: strided and nearest-neighbour convolutions, plain averaging and repetition, or residual blocks
     that average and repeat, or that filter by (1, 3, 3, 1)."""
+    project_resampled: bool = False
+    """Residual blocks that average and repeat pass their input through a 1x1 convolution, as in the score-SDE code;
+    those that filter always do."""
     pad_end: bool = False
     """Strided convolutions pad the end of each side only, as the original DDPM code does."""
     progressive: bool = False
@@ -99,6 +104,10 @@ class UNet(Backbone):
         """Channels of each level."""
         return tuple(round(self.channels * multiplier) for multiplier in self.multipliers)
 
+    def inside(self, level: int) -> int:
+        """Channels that enter a level."""
+        return self.widths[level - 1] if level else self.entry or self.widths[0]
+
     def heads_of(self, channels: int) -> int:
         """Attention heads of a layer with that many channels."""
         if self.head_size is not None:
@@ -150,11 +159,15 @@ class UNet(Backbone):
         for width, size in zip(self.widths, self.sizes(data), strict=True):
             if width % self.groups_of(width):
                 raise IncompatibleError(
-                    f"{width} channels do not divide into {self.groups} groups. Leave `groups` out, or choose channels "
-                    f"that are a multiple of {self.groups}."
+                    f"{width} channels do not divide into groups = {self.groups}. Leave `groups` out, or choose "
+                    f"channels that are a multiple of {self.groups}."
                 )
             attends = size in self.attention or (self.middle and self.middle_attention and width == self.widths[-1])
-            heads = self.heads_of(width)
-            if attends and (not heads or width % heads or (self.head_size and width != heads * self.head_size)):
-                given = f"head_size = {self.head_size}" if self.head_size else f"heads = {self.heads}"
-                raise IncompatibleError(f"{width} channels do not divide by {given}. Choose a divisor.")
+            split = self.head_size or self.heads or 1
+            if attends and width % split:
+                option = "head_size" if self.head_size else "heads"
+                fit = [str(n) for n in range(1, width + 1) if width % n == 0]
+                raise IncompatibleError(
+                    f"Attention over {width} channels at resolution {size} cannot have {option} = {split}, which does "
+                    f"not divide them. {option} may be {', '.join(fit)} there."
+                )

@@ -99,6 +99,21 @@ def test_auto_is_more_accurate_than_what_it_replaces(process, calls):
     assert error(Auto(steps=calls)) < 0.7 * min(others)
 
 
+def test_above_much_noise_the_last_step_is_the_mean(monkeypatch):
+    """Where t_min leaves noise, a run of many steps ends at E[x0 | x(t_min)], which no formula from above reaches."""
+    process = Exploding(t_min=0.3)
+    oracle = modes(process)
+    x = oracle.sample(64, process.t_max, generator=seeded(5))
+    sampler = Auto(steps=200)
+    expected = ExponentialAdams(order=4, steps=400, grid="log-snr", data_std=oracle.data_std)(oracle, x)
+    assert sampler.table(process).rows[-1].out == "x0"
+    error = rmse(sampler(oracle, x), expected)
+    monkeypatch.setattr(auto, "LONGEST", math.inf)
+    assert sampler.table(process).rows[-1].out != "x0"
+    assert error < 0.2 * rmse(Auto(steps=200, rho=6)(oracle, x), expected)  # rho is unused: a table of its own
+    assert Auto(steps=64).table(Exploding()).rows[-1].out != "x0"
+
+
 def test_a_process_that_is_not_gaussian_is_run_in_its_velocity():
     field = exact_field(Undeclared())
     assert isinstance(field, UndeclaredOracle)

@@ -9,7 +9,8 @@ evaluations at the times of the grid `optimal`, a step in the frame `v` is
 beta of the exponential Adams method of order 4 (lower at the start) in the variable `bounded`, and delta a stored
 correction; from 40 evaluations on, where steps are short, of order 5 and without correction. Times, the variable and
 delta were found together, for each n, by descent on the endpoint's error over mixtures of Gaussians of 1 to 256
-dimensions (tests/benchmarks/optimal). The last step leads to the data, s = 0, by (1) too.
+dimensions (tests/benchmarks/optimal). The last step leads to the data, s = 0, by (1) too; where t_min leaves so much
+noise that it is longer than the one before, it is E[x0 | x], as nothing that was learned says how F goes on below t_min.
 
 For a number of evaluations that is not stored the coefficients are interpolated along the run, like the times. For a
 process that is not Gaussian: Adams of order 2 in the velocity.
@@ -42,6 +43,8 @@ from itoflow_samplers.multistep import multistep_rows
 Deltas = list[list[float]]
 LARGEST = 30.0
 """What sum |beta_kj| may be, in steps: the errors of a network grow by as much."""
+LONGEST = 1.5
+"""What the last step may be over the one before it in theta; else it is E[x0 | x]."""
 ORDER = 4
 """On a grid of the user's, whose steps may be long."""
 
@@ -85,7 +88,11 @@ class Auto(TableSampler):
         method = method_of(len(knots) - 1)
         if not corrected:
             method = Method(ORDER, method.bend, [[0.0]] * len(method.deltas))
-        return Table(tuple(_rows(process, knots, Frame("v", std, method.bend), method)))
+        frame = Frame("v", std, method.bend)
+        rows = _rows(process, knots, frame, method)
+        if ending and _leaps(knots, frame):
+            rows[-1:] = ending
+        return Table(tuple(rows))
 
     def __call__(
         self,
@@ -118,6 +125,11 @@ def _rows(process: ProcessSpec, knots: list[Point], frame: Frame, method: Method
         out, f, _ = frame.call(now)
         rows.append(Row(now.t, out=out, a=n / frame.scale(now), b=tuple(b), f=f))
     return rows
+
+
+def _leaps(knots: list[Point], frame: Frame) -> bool:
+    lengths = [abs(frame.w(after) - frame.w(now)) for now, after in pairwise(knots[-3:])]
+    return len(lengths) > 1 and lengths[1] > LONGEST * lengths[0]
 
 
 def _beta(process: ProcessSpec, knots: list[Point], k: int, frame: Frame, order: int) -> list[float]:

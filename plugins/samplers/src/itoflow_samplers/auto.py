@@ -10,7 +10,7 @@ beta of the exponential Adams method of order 4 (lower at the start) in the vari
 correction; from 40 evaluations on, where steps are short, of order 5 and without correction. Times, the variable and
 delta were found together, for each n, by descent on the endpoint's error over mixtures of Gaussians of 1 to 256
 dimensions (tests/benchmarks/optimal). The last step leads to the data, s = 0, by (1) too; where t_min leaves so much
-noise that it is longer than the one before, it is E[x0 | x], as nothing that was learned says how F goes on below t_min.
+noise that it is much longer than the one before, it is E[x0 | x]: nothing says how F goes on below t_min.
 
 For a number of evaluations that is not stored the coefficients are interpolated along the run, like the times. For a
 process that is not Gaussian: Adams of order 2 in the velocity.

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from itoflow import InputError
 from itoflow.likelihood import bits_per_dimension
 from itoflow_train.ema import moving_average
+from itoflow_train.evaluation import METHOD
 from itoflow_train.loop import build
 from itoflow_train.recipe import read
 from itoflow_train.values import Values
@@ -60,7 +61,7 @@ def unet() -> Entry:
 
     def log_prob(z: Tensor, rtol: float = 1e-3, divergence: str = "hutchinson") -> Tensor:
         probes = torch.Generator().manual_seed(1)
-        return model.log_prob(z, divergence=divergence, rtol=rtol, generator=probes)
+        return model.log_prob(z, method=METHOD, divergence=divergence, rtol=rtol, generator=probes)
 
     return Entry(model, lambda z: model.loss(z).mean(), log_prob, options.batch_size, options.learning_rate)
 
@@ -184,10 +185,11 @@ def main() -> None:
             if share == 1:
                 found = bits(entry.log_prob, values, test_x[: options.images])
                 print(f"{name}: test {said(found)} bits per dimension, {len(found)} images", flush=True)
-                if name == "unet":
-                    errors(entry, values, test_x)
             curve = bits(entry.log_prob, values, train_x[-VALIDATION:][: options.curve])
             print(f"{name}: {share * options.seconds / 60:5.1f} CPU min: validation {said(curve)}", flush=True)
+        if name == "unet":
+            entry.module.load_state_dict(torch.load(folder / f"{name}-6.pt"))
+            errors(entry, values, test_x)
         print(f"{name}: evaluations took {(time.process_time() - start) / 60:.1f} CPU min", flush=True)
 
 

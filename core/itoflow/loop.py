@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from itoflow.brownian import Noise
-from itoflow.compiled import compiled_step, weighed
+from itoflow.compiled import Weighed, compiled_step, weighed
 from itoflow.errors import NumericalError, UndefinedError
 from itoflow.field import Evaluate, Field, GaussianPrediction, Solved
 from itoflow.folding import Folded, folded
@@ -76,11 +76,11 @@ def run_table(
         NumericalError: the result is not finite. The run is repeated, with the noise wound back, to find the step. A
             run that a CUDA graph captures is not checked.
     """
-    run = _run_compiled if compile and field.solved_by(x) is not None else _run
+    compiled = compile and field.solved_by(x) is not None
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return run(table, field, x, cond, generator, callback)
+        return _run(table, field, x, cond, generator, callback, compiled)
     start = states(generator, x)
-    u = run(table, field, x, cond, generator, callback)
+    u = _run(table, field, x, cond, generator, callback, compiled)
     if not bool(torch.isfinite(u).all()):
         restore(generator, x, start)
         _run(table, field, x, cond, generator, _raise_at_first(name))
@@ -95,10 +95,13 @@ def _run(
     cond: Mapping[str, Tensor] | None,
     generator: Generators,
     callback: Callback | None,
+    compiled: bool = False,
 ) -> Tensor:
-    fold, network = folded(table, field, x), field.evaluator(x, cond)
-    noise = Noise(generator, [row.clock for row in table.rows], like=x)
+    fold = weighed(table, field, x) if compiled else folded(table, field, x)
+    network, noise = field.evaluator(x, cond), Noise(generator, [row.clock for row in table.rows], like=x)
     show = None if callback is None else _Show(callback, table.rows, fold.solved, field)
+    if isinstance(fold, Weighed):
+        return _run_compiled(fold, network, x, noise, show)
     u = x.clone(memory_format=torch.contiguous_format)
     if table.depth > 1:
         return _run_with_history(table.depth, fold, network, u, noise, show)
@@ -176,17 +179,9 @@ def _run_with_history(
     return u
 
 
-def _run_compiled(
-    table: Table,
-    field: Field,
-    x: Tensor,
-    cond: Mapping[str, Tensor] | None,
-    generator: Generators,
-    callback: Callback | None,
-) -> Tensor:
-    steps, network, advance = weighed(table, field, x), field.evaluator(x, cond), compiled_step()
-    noise = Noise(generator, [row.clock for row in table.rows], like=x)
-    show = None if callback is None else _Show(callback, table.rows, steps.solved, field)
+def _run_compiled(steps: Weighed, network: Evaluate, x: Tensor, noise: Noise, show: _Show | None) -> Tensor:
+    """Equation (2) by `itoflow.compiled.step`."""
+    advance = compiled_step()
     u, history = x.contiguous(), tuple(torch.zeros_like(x) for _ in range(steps.depth))
     z = torch.zeros_like(u) if any(steps.noisy) else None
     for i, (label, weights, noisy) in enumerate(zip(steps.solved.labels, steps.weights, steps.noisy, strict=True)):

@@ -20,44 +20,37 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Gt, Lt
 from torch import Tensor
 
 from itoflow import InputError
-from itoflow_flow.coupling import Coupling, blocks, spread, squared_distances
-from itoflow_flow.optimal_transport import assignment
+from itoflow_flow.optimal_transport import OptimalTransport
 
 
-class ConditionalTransport(Coupling):
+class ConditionalTransport(OptimalTransport):
     """Transport within classes, and between similar vectors."""
 
     ratio: Annotated[float, Gt(0), Lt(1)] = 0.01
     """Share of pairs that vector conditions leave no dearer than the random partner."""
-    block: Annotated[int, Ge(1)] = 1024
-    """Most pairs that are solved at once."""
 
-    def __call__(
-        self,
-        x0: Tensor,
-        x1: Tensor,
-        cond: Mapping[str, Tensor] | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Indices (N,); of unequal sizes, x1's are first taken evenly at random."""
-        cond = cond or {}
+    def groups(self, cond: Mapping[str, Tensor], n: int, device: torch.device) -> Iterator[Tensor]:
+        """The rows of each class, or all rows.
+
+        Raises:
+            InputError: conditions of another number of rows than n.
+        """
         for name, values in cond.items():
-            if len(values) != len(x0):
-                raise InputError(f"cond[{name!r}] must have a row for each of {len(x0)} x0. Given: {len(values)}.")
-        partners = spread(len(x0), len(x1), x0.device, generator)
-        for group in _groups(cond.get("class"), len(x0), x0.device):
-            for part in blocks(len(group), self.block, x0.device, generator):
-                rows = group[part]
-                cost = squared_distances(x0[rows], x1[partners[rows]])
-                if "vector" in cond:
-                    cost = self.conditioned(cost, _cosine_distances(cond["vector"][rows]))
-                partners[rows] = partners[rows][assignment(cost)]
-        return partners
+            if len(values) != n:
+                raise InputError(f"cond[{name!r}] must have a row for each of {n} x0. Given: {len(values)}.")
+        if "class" not in cond:
+            yield from super().groups(cond, n, device)
+            return
+        for value in cond["class"].unique():
+            yield (cond["class"] == value).nonzero()[:, 0]
+
+    def priced(self, cost: Tensor, cond: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """The cost, and w d for vectors."""
+        return self.conditioned(cost, _cosine_distances(cond["vector"][rows])) if "vector" in cond else cost
 
     def conditioned(self, cost: Tensor, mismatch: Tensor) -> Tensor:
         """cost + w mismatch, both (N, N), with w such that a share `ratio` of it is at most the diagonal of cost."""
@@ -75,15 +68,6 @@ class ConditionalTransport(Coupling):
             middle = (low + high) / 2
             low, high = (middle, high) if share(middle) > self.ratio else (low, middle)
         return cost + high * mismatch
-
-
-def _groups(label: Tensor | None, n: int, device: torch.device) -> Iterator[Tensor]:
-    """The rows of each class, or all rows."""
-    if label is None:
-        yield torch.arange(n, device=device)
-        return
-    for value in label.unique():
-        yield (label == value).nonzero()[:, 0]
 
 
 def _cosine_distances(vectors: Tensor) -> Tensor:

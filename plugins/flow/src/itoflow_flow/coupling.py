@@ -76,11 +76,22 @@ class BlockCoupling(Coupling):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Indices (N,); of unequal sizes, x1's are first taken evenly at random."""
+        cond = cond or {}
         partners = spread(len(x0), len(x1), x0.device, generator)
-        for rows in blocks(len(x0), self.block, x0.device, generator):
-            cost = squared_distances(x0[rows], x1[partners[rows]])
-            partners[rows] = partners[rows][self.match(cost, generator)]
+        for group in self.groups(cond, len(x0), x0.device):
+            for part in blocks(len(group), self.block, x0.device, generator):
+                rows = group[part]
+                cost = self.priced(squared_distances(x0[rows], x1[partners[rows]]), cond, rows)
+                partners[rows] = partners[rows][self.match(cost, generator)]
         return partners
+
+    def groups(self, cond: Mapping[str, Tensor], n: int, device: torch.device) -> Iterator[Tensor]:
+        """Index tensors that cover range(n), n examples; pairs stay within one of them."""
+        yield torch.arange(n, device=device)
+
+    def priced(self, cost: Tensor, cond: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """Squared distances (N, N) of the examples `rows`, with what their conditions add."""
+        return cost
 
     @abstractmethod
     def match(self, cost: Tensor, generator: torch.Generator | None) -> Tensor:

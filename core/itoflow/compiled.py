@@ -1,12 +1,13 @@
 """The step of a table as one function without side effects: what `torch.compile` fuses and a CUDA graph replays.
 
-Equation (2) of `itoflow.folding` with the history as tensors h_1, h_2, ..., newest first:
+Equation (2) of `itoflow.folding` with the history as n tensors h_1, ..., h_n, the last of which h_0 replaces:
 
-    v = p u + sum_j q_j h_j + r z,   y = network(v),   h_0 = by_v v + by_y y,   u <- a u + sum_j b_j h_j + c z
+    v = p u + sum_{j=1}^n q_j h_j + r z,   y = network(v),   h_0 = by_v v + by_y y,
+    u <- a u + sum_{j=0}^{n-1} b_j h_j + c z
 
-All coefficients are elements of one tensor a step, so that one compilation serves every step of every table of that
-depth. `itoflow.loop` in turn writes in place and leaves out what is zero, which is faster where each operation is
-launched by itself; the two agree to rounding.
+All coefficients are elements of one tensor a step, so that one compilation serves every step of every table with that
+many slots (`itoflow.slots`). `itoflow.loop` in turn writes in place and leaves out what is zero, which is faster where
+each operation is launched by itself; the two agree to rounding.
 
 The option `compile` of a sampler runs its table by the compiled step. `captured` records a whole run of `itoflow.loop`,
 all of its steps, in one CUDA graph.
@@ -24,6 +25,7 @@ from torch import Tensor
 from itoflow.errors import InputError
 from itoflow.field import Conditions, Evaluate, Field, Solved
 from itoflow.folding import kept, products
+from itoflow.slots import slots
 from itoflow.table import Table
 
 if TYPE_CHECKING:
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class State(NamedTuple):
-    """What a step hands on: u and the history, (B, *S) each; and what the network was given and gave."""
+    """What a step hands on: u and h_0, (B, *S) each; and what the network was given and gave."""
 
     u: Tensor
-    history: tuple[Tensor, ...]
+    h: Tensor
     v: Tensor
     y: Tensor
 
@@ -47,10 +49,10 @@ def step(
     Arguments:
         network: as `Field.evaluator` gives it.
         u: the state, (B, *S).
-        history: as many tensors (B, *S) as the table is deep, newest first, zeros before the first call.
+        history: h_1, ..., h_n, (B, *S) each, zeros before the first call.
         z: noise, (B, *S); None for a table without any.
         label: of this call, from `Solved`.
-        weights: p, r, a, c, by_v, by_y, then q for each of the history, then b, dtype and device of u; (6 + 2 depth,).
+        weights: p, r, a, c, by_v, by_y, q_1, ..., q_n, b_0, ..., b_(n-1), dtype and device of u; (6 + 2 n,).
     """
     p, r, a, c, by_v, by_y, *rest = weights.unbind()
     q, b = rest[: len(history)], rest[len(history) :]
@@ -60,18 +62,18 @@ def step(
     if z is not None:
         v = v + r * z
     y = network(v, label)
-    history = (by_v * v + by_y * y, *history[:-1])
+    new = by_v * v + by_y * y
     u = a * u
-    for weight, h in zip(b, history, strict=True):
+    for weight, h in zip(b, (new, *history[:-1]), strict=True):
         u = u + weight * h
     if z is not None:
         u = u + c * z
-    return State(u, history, v, y)
+    return State(u, new, v, y)
 
 
 @cache
 def compiled_step() -> Callable[..., State]:
-    """`step`, compiled once for all that use it; torch compiles anew for another network, shape or depth."""
+    """`step`, compiled once for all that use it; torch compiles anew for another network, shape or n."""
     compiled: Callable[..., State] = torch.compile(step)
     return compiled
 
@@ -82,21 +84,25 @@ class Weighed(NamedTuple):
     solved: Solved
     weights: Sequence[Tensor]
     noisy: Sequence[bool]
-    depth: int
+    orders: Sequence[tuple[int, ...]]
+    """The slots of h_1, ..., h_n, for each step."""
 
 
 def weighed(table: Table, field: Field, like: Tensor) -> Weighed:
     """The weights of each step for a state like this; kept with the table."""
 
     def make() -> Weighed:
-        solved, depth = field.solved(table.rows, like), max(table.depth, 1)
-        rows, noisy = [], []
-        for p, r, a, c, by_v, by_y, q, b in products(table, solved):
-            padded = (*q, *[0.0] * (depth - len(q)), *b, *[0.0] * (depth - len(b)))
-            rows.append((p, r, a, c, by_v, by_y, *padded))
+        solved, held = field.solved(table.rows, like), slots(table.rows)
+        rows, noisy, orders = [], [], []
+        for i, (p, r, a, c, by_v, by_y, q, b) in enumerate(products(table, solved)):
+            on_input, on_state, filled = held.spread(i - 1, q), held.spread(i, b), held.places[i]
+            others = [slot for slot in range(held.count) if slot != filled]
+            before, after = (*others, filled), (filled, *others)
+            rows.append((p, r, a, c, by_v, by_y, *(on_input[s] for s in before), *(on_state[s] for s in after)))
             noisy.append(r != 0 or c != 0)
+            orders.append(before)
         weights = torch.tensor(rows, dtype=torch.float64).to(like).unbind()
-        return Weighed(solved, weights, noisy, depth)
+        return Weighed(solved, weights, noisy, orders)
 
     return kept(table, field, like, make)
 

@@ -6,8 +6,8 @@ its state is carried as u / s with s <- a s, so that one addition in place does 
 
     u / s  <-  u / s + (b / s) y + (c / s) z                                                   (1)
 
-A table with history has it as the rows of a matrix H, newest first, each divided by the factor that the network's
-output has in it. Then the network's input and the state are a product each,
+A table with history has it as the rows of a matrix H (`itoflow.slots` says which), each divided by the factor that the
+network's output has in it. Then the network's input and the state are a product each,
 
     v = p u + q H + r z,   u <- a u + b H + c z                                                (2)
 """
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from itoflow.field import Field, Solved
+from itoflow.slots import slots
 from itoflow.table import Table
 
 T = TypeVar("T")
@@ -60,14 +61,16 @@ class Product(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A `Product` where H is a ring: call i fills row i mod depth, in which the noise of its input is until then."""
+    """A `Product` where H is the slots of `itoflow.slots`; that of the call holds the noise of its input until then."""
 
+    slot: int
+    """Which the call fills."""
     p: float
     p_tensor: Tensor
     apart: bool
     """Whether v is not u itself."""
     q: Tensor | None
-    """Over the ring before the call, r among them, (depth,), dtype and device of the state; None if all zero."""
+    """Over the slots before the call, r among them, (slots,), dtype and device of the state; None if all zero."""
     r: float
     early: float
     """What multiplies z, added to the state while z is there; 0 where z is drawn after the call, or not at all."""
@@ -75,7 +78,7 @@ class Turn(NamedTuple):
     forget: bool
     """Whether a was 0, and only what is added early is kept."""
     b: Tensor | None
-    """Over the ring after the call, (depth,), or with c behind, (depth + 1,)."""
+    """Over the slots after the call, (slots,), or with c behind, (slots + 1,)."""
     c: float
     by_v: float
     by_y: float
@@ -137,20 +140,18 @@ def products(table: Table, solved: Solved) -> list[Product]:
 
 
 def turns(table: Table, solved: Solved, like: Tensor) -> list[Turn]:
-    """`products` on a ring."""
-    depth, found = table.depth, list[Turn]()
+    """`products` on slots."""
+    held, found = slots(table.rows), list[Turn]()
     for i, (p, r, a, c, by_v, by_y, q, b) in enumerate(products(table, solved)):
-        on_input, on_state = [0.0] * depth, [0.0] * depth
-        for j, weight in enumerate(q, 1):
-            on_input[(i - j) % depth] = weight
-        for j, weight in enumerate(b):
-            on_state[(i - j) % depth] = weight
-        on_input[i % depth] = r
+        slot, on_input, on_state = held.places[i], held.spread(i - 1, q), held.spread(i, b)
+        if r:
+            on_input[slot] = r
         early, forget = 0.0, False
         if r and c:
             early, forget, a, c = (c / a, False, a, 0.0) if a else (c, True, 1.0, 0.0)
         found.append(
             Turn(
+                slot=slot,
                 p=p,
                 p_tensor=_number(p),
                 apart=p != 1,

@@ -1,9 +1,9 @@
 """The one loop that runs every table (see `itoflow.table`), with as little beside the network as there can be.
 
-`itoflow.folding` says what equations (1) and (2) are, once for each table and kind of field. The history H is a ring
-of as many rows as the longest row of the table looks back, and the noise that enters an input is drawn into the row
-that the output is about to fill. So a run holds the state, the network's input and output, and the history: depth + 3
-tensors of the sample's size at most, made once.
+`itoflow.folding` says what equations (1) and (2) are, once for each table and kind of field. The history H has as many
+slots as outputs are needed at once (`itoflow.slots`), k for a method of k steps, and the noise that enters an input is
+drawn into the slot that the output is about to fill. So a run holds the state, the network's input and output, and
+the history: k + 3 tensors of the sample's size at most, made once.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _run(
         return _run_compiled(fold, network, x, noise, show)
     u = x.clone(memory_format=torch.contiguous_format)
     if table.depth > 1:
-        return _run_with_history(table.depth, fold, network, u, noise, show)
+        return _run_with_history(fold, network, u, noise, show)
     return _run_without_history(fold, network, u, noise, show)
 
 
@@ -134,17 +134,16 @@ def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Nois
     return u if s == 1 else u.mul_(s)
 
 
-def _run_with_history(
-    depth: int, fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: _Show | None
-) -> Tensor:
+def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: _Show | None) -> Tensor:
     """Equation (2); one more row of the matrix is for v until the call is made, and then for z."""
-    rows = torch.zeros(depth + 1, u.numel(), dtype=u.dtype, device=u.device)
+    count = 1 + max(step.slot for step in fold.steps)
+    rows = torch.zeros(count + 1, u.numel(), dtype=u.dtype, device=u.device)
     slots, flat, history, all_rows = [row.view(u.shape) for row in rows], u.view(-1), rows[:-1].t(), rows.t()
     used = z = slots.pop()
     flat_used = rows[-1]
     for i, (label, step) in enumerate(zip(fold.solved.labels, fold.steps, strict=True)):
-        p, p_tensor, apart, q, r, early, a, forget, b, c, by_v, by_y = step
-        slot = slots[i % depth]
+        place, p, p_tensor, apart, q, r, early, a, forget, b, c, by_v, by_y = step
+        slot = slots[place]
         if show is not None:
             used = torch.empty_like(u)
             flat_used = used.view(-1)
@@ -182,12 +181,13 @@ def _run_with_history(
 def _run_compiled(steps: Weighed, network: Evaluate, x: Tensor, noise: Noise, show: _Show | None) -> Tensor:
     """Equation (2) by `itoflow.compiled.step`."""
     advance = compiled_step()
-    u, history = x.contiguous(), tuple(torch.zeros_like(x) for _ in range(steps.depth))
+    u, slots = x.contiguous(), [torch.zeros_like(x) for _ in steps.orders[0]]
     z = torch.zeros_like(u) if any(steps.noisy) else None
-    for i, (label, weights, noisy) in enumerate(zip(steps.solved.labels, steps.weights, steps.noisy, strict=True)):
+    each = zip(steps.solved.labels, steps.weights, steps.noisy, steps.orders, strict=True)
+    for i, (label, weights, noisy, order) in enumerate(each):
         if noisy and z is not None:
             noise.draw(i, z)
-        u, history, v, y = advance(network, u, history, z, label, weights)
+        u, slots[order[-1]], v, y = advance(network, u, tuple(slots[j] for j in order), z, label, weights)
         if show is not None:
             show(i, u, v, y)
     return u

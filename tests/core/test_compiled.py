@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from itoflow import InputError, NetworkField, Parametrization, Row, Table, TableSampler, compiled, loop
 from itoflow.compiled import captured, step
 from itoflow.loop import run_table
+from itoflow.slots import slots
 from itoflow.testing.problems import Exploding, Preserving, mixture, seeded
 
 COND = {"shift": torch.tensor([[0.1, -0.2]])}
@@ -86,6 +87,26 @@ def test_compiled_run_equals_the_loop_in_one_graph(monkeypatch, field, x, order,
             assert (a.index, a.t) == (b.index, b.t)
             torch.testing.assert_close(a.x, b.x, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(a.x0, b.x0, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == 1
+
+
+class Started(TableSampler):
+    """Two Runge-Kutta steps of three stages, then three-step rows over their first stages: slots that are no ring."""
+
+    def table(self, process):
+        stages = [Row(0.9, f=0.1), Row(0.8, q=(0.2,)), Row(0.7, p=0.9, q=(0.3, -0.2), a=0.9, b=(-0.1, -0.2, 0.1))]
+        first = Row(0.5, a=0.9, b=(-0.2, 0.0, 0.0, 0.1, 0.0, 0.0, -0.1))
+        second = Row(0.4, a=0.9, b=(-0.2, 0.1, 0.0, 0.0, 0.05))
+        rest = [Row(0.3 - 0.02 * i, a=0.9, b=(-0.2, 0.1, 0.05)) for i in range(self.steps)]
+        return Table((*stages, *stages, first, second, *rest))
+
+
+def test_compiled_run_follows_slots_that_are_no_ring(monkeypatch, field, x):
+    counter = backend(monkeypatch)
+    sampler = Started(steps=4)
+    assert slots(sampler.table(field.process).rows).places[:8] != tuple(i % 4 for i in range(8))
+    got = sampler.replace(compile=True)(field, x, COND)
+    torch.testing.assert_close(got, sampler(field, x, COND), rtol=1e-5, atol=1e-5)
     assert counter.frame_count == 1
 
 

@@ -217,7 +217,7 @@ def test_evaluations_are_what_the_docstrings_say():
             DPMSolver(order=3, steps=7, start="runge-kutta"): 11 - 2 * singular,
             UniPC(order=2, steps=7): 7,
             UniPC(order=3, steps=7): 7,
-            UniPC(order=3, steps=7, start="runge-kutta"): 13 - 3 * singular,
+            UniPC(order=3, steps=7, start="runge-kutta"): 11 - 2 * singular,
         }
         for sampler, count in counts.items():
             watched = Watched(oracle)

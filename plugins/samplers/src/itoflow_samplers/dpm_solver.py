@@ -49,7 +49,7 @@ class DPMSolver(OrderedSampler):
     method: Literal["multistep", "singlestep"] = "multistep"
     """Whether a step uses the estimates of the steps before it, or of stages of its own."""
     start: Literal["ramp", "runge-kutta"] = "ramp"
-    """Of multistep: the first steps by the methods of lower order, or Runge-Kutta steps of the order, in x0."""
+    """Of multistep: the first steps by the methods of lower order, or Runge-Kutta steps of its own order, in x0."""
 
     def needed_steps(self) -> int:
         """As many as the order for multistep."""

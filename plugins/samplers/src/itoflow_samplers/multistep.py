@@ -9,10 +9,9 @@ with log-SNR is the exact multistep exponential integrator of which DPM-Solver++
 frame with t is DEIS.
 
 The first k - 1 steps lack history. A ramp takes them with what there is, orders 1, 2, ...; for k > 2 that leaves
-order 2. Runge-Kutta steps of order k in the same frame keep order k and cost k evaluations each instead of one. They
-also take memory: a run holds as many outputs as its longest row looks back, which is k with a ramp. After Runge-Kutta
-steps it is k (k - 1) + 1, so 3, 7 and 13 for k = 2, 3 and 4, as the stages lie between the values that the first
-multistep step needs, and the history is not shortened later.
+order 2. Runge-Kutta steps in the same frame keep order k, at 2 evaluations each for k = 2 and 3 for k = 3 and 4: order
+k - 1 is enough for a fixed number of steps, whose own errors are of order k. Heun's method of order 3 has b_2 = 0, so
+that its third stage takes the slot of its second, and the history needs k slots with either start.
 
 References:
     Solving Ordinary Differential Equations I (Hairer, Norsett and Wanner, 1993), section III.1 and III.5 (variable
@@ -32,10 +31,11 @@ from annotated_types import Ge, Le
 
 from itoflow import GaussianProcess, IncompatibleError, ProcessSpec, Row, Table
 from itoflow_samplers.frames import Frame, FrameName, Point, Variable, points
-from itoflow_samplers.ode import HEUN, KUTTA, RK4_TABLEAU, Tableau, runge_kutta_rows
+from itoflow_samplers.ode import HEUN, HEUN_3, Tableau, runge_kutta_rows
 from itoflow_samplers.ordered import OrderedSampler
 
-STARTS: dict[int, Tableau] = {2: HEUN, 3: KUTTA, 4: RK4_TABLEAU}
+STARTS: dict[int, Tableau] = {2: HEUN, 3: HEUN_3, 4: HEUN_3}
+"""For each order; see above."""
 
 
 class Multistep(OrderedSampler):
@@ -44,9 +44,9 @@ class Multistep(OrderedSampler):
     order: Annotated[int, Ge(1), Le(4)] | None = None
     """k; None is 3, or as many as the steps."""
     start: Literal["ramp", "runge-kutta"] = "ramp"
-    """The first k - 1 steps: with the history there is, or Runge-Kutta steps of order k, k evaluations each.
+    """The first k - 1 steps: with the history there is, or Runge-Kutta steps, 2 evaluations each for k = 2, else 3.
 
-    A run holds k + 3 tensors of the sample's size with a ramp, k (k - 1) + 4 with Runge-Kutta steps.
+    Either way a run holds k + 3 tensors of the sample's size.
     """
 
     @property
@@ -73,7 +73,7 @@ def multistep_rows(
     """Rows of (1) along the times.
 
     Arguments:
-        first: how many steps at the start are Runge-Kutta steps of that order.
+        first: how many steps at the start are Runge-Kutta steps.
 
     A step from or to a point where the frame is singular holds x0 instead (DDIM), and leaves no history.
     """

@@ -7,9 +7,10 @@ With h = t_next - t < 0 and a tableau (c, A, b) of m stages:
     Euler     order 1   k_1
     Heun      order 2   (k_1 + k_2) / 2,                   c = 0, 1
     midpoint  order 2   k_2,                               c = 0, 1/2
+    Heun 3    order 3   (k_1 + 3 k_3) / 4,                 c = 0, 1/3, 2/3
     rk4       order 4   (k_1 + 2 k_2 + 2 k_3 + k_4) / 6,   c = 0, 1/2, 1/2, 1
 
-The same tableaux run in every frame dz = F dw (`itoflow_samplers.frames`), as starts of multistep methods.
+Heun and Heun 3 run in every frame dz = F dw (`itoflow_samplers.frames`), as starts of multistep methods.
 
 References:
     Solving Ordinary Differential Equations I (Hairer, Norsett and Wanner, 1993), section II.1.
@@ -39,7 +40,7 @@ class Tableau:
 EULER = Tableau((0.0,), ((),), (1.0,))
 HEUN = Tableau((0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
 MIDPOINT = Tableau((0.0, 0.5), ((), (0.5,)), (0.0, 1.0))
-KUTTA = Tableau((0.0, 0.5, 1.0), ((), (0.5,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6))
+HEUN_3 = Tableau((0.0, 1 / 3, 2 / 3), ((), (1 / 3,), (0.0, 2 / 3)), (0.25, 0.0, 0.75))
 RK4_TABLEAU = Tableau((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 

@@ -47,9 +47,9 @@ class UniPC(OrderedSampler):
     variant: Literal["bh1", "bh2"] = "bh2"
     """B of equation (2)."""
     start: Literal["ramp", "runge-kutta"] = "ramp"
-    """The first p - 1 steps: with the history there is, or Runge-Kutta steps of order p + 1 in x0.
+    """The first p - 1 steps: with the history there is, or Runge-Kutta steps of order 3 in x0.
 
-    A run holds p + 4 tensors of the sample's size with a ramp; 8 and 13 with Runge-Kutta steps, for p = 2 and 3.
+    Either way a run holds p + 4 tensors of the sample's size.
     """
 
     def table(self, process: ProcessSpec) -> Table:

@@ -8,7 +8,7 @@ from typing import TextIO
 from torch import Tensor
 
 from itoflow.errors import InputError
-from itoflow.loop import Callback, Step
+from itoflow.loop import Callback, Step, check_callback
 
 
 class Trajectory:
@@ -22,12 +22,12 @@ class Trajectory:
         states: the carried state after each of them, (B, *S), data units.
 
     Raises:
-        InputError: keep below 2.
+        InputError: keep is no whole number, or below 2.
     """
 
     def __init__(self, keep: int = 32) -> None:
-        if keep < 2:
-            raise InputError(f"A trajectory keeps at least 2 states. Given: keep = {keep}.")
+        if type(keep) is not int or keep < 2:
+            raise InputError(f"A trajectory keeps a whole number of states, at least 2. Given: keep = {keep!r}.")
         self.keep, self._every = keep, 1
         self._kept: list[tuple[float, Tensor]] = []
         self._last: tuple[float, Tensor] | None = None
@@ -81,7 +81,13 @@ class Progress:
 
 
 def together(*callbacks: Callback | None) -> Callback | None:
-    """One callback that calls all that are given; None where none is."""
+    """One callback that calls all that are given; None where none is.
+
+    Raises:
+        InputError: one of them cannot be called.
+    """
+    for callback in callbacks:
+        check_callback(callback)
     given = [callback for callback in callbacks if callback is not None]
 
     def call(step: Step) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from itoflow.brownian import Noise
 from itoflow.compiled import Weighed, compiled_step, weighed
-from itoflow.errors import NumericalError, UndefinedError
+from itoflow.errors import InputError, NumericalError, UndefinedError
 from itoflow.field import Evaluate, Field, GaussianPrediction, Solved
 from itoflow.folding import Folded, folded
 from itoflow.noise import Generators, restore, states
@@ -54,6 +54,19 @@ class Step:
 Callback = Callable[[Step], None]
 
 
+def check_callback(callback: Callback | None) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        InputError: says what a callback is.
+    """
+    if callback is not None and not callable(callback):
+        raise InputError(
+            f"callback is a function of one `itoflow.loop.Step`, called after every network call. Given: {callback!r}. "
+            "To keep states: itoflow.callbacks.Trajectory()."
+        )
+
+
 @torch.no_grad()
 def run_table(
     table: Table,
@@ -73,9 +86,12 @@ def run_table(
         compile: by `itoflow.compiled.step`, compiled; a field that solves nothing ahead runs as it is.
 
     Raises:
+        InputError: field, x or callback is not what it should be.
         NumericalError: the result is not finite. The run is repeated, with the noise wound back, to find the step. A
             run that a CUDA graph captures is not checked.
     """
+    _check(field, x)
+    check_callback(callback)
     compiled = compile and field.solved_by(x) is not None
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return _run(table, field, x, cond, generator, callback, compiled)
@@ -86,6 +102,16 @@ def run_table(
         _run(table, field, x, cond, generator, _raise_at_first(name))
         raise NumericalError(f"Sampler {name} ended with values that are not finite; a second run did not.")
     return u
+
+
+def _check(field: Field, x: Tensor) -> None:
+    if not isinstance(field, Field):
+        raise InputError(f"A sampler runs on a Field, of a model `model.field`. Given: {type(field).__name__}.")
+    needed = "A sampler starts from a floating tensor (B, *S), x at t_max. Given: "
+    if not isinstance(x, Tensor):
+        raise InputError(f"{needed}{type(x).__name__}.")
+    if not x.ndim or not x.is_floating_point():
+        raise InputError(f"{needed}{x.dtype} of shape {tuple(x.shape)}.")
 
 
 def _run(

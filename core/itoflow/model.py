@@ -151,17 +151,16 @@ class GenerativeModel(nn.Module):
             progress: show the calls made on standard error.
 
         Raises:
-            InputError: n below 1, x missing or not what the data spec says, conditions that do not fit, steps for a
-                sampler without steps, or no sampler at all and none installed as `auto`.
+            InputError: n below 1, x missing or not what the data spec says, conditions that do not fit, a callback that
+                cannot be called, steps for a sampler without steps, or no sampler at all and none installed as `auto`.
             OptionError: steps below 1.
             IncompatibleError: the sampler cannot run on this process, or needs a score where none is known.
             NumericalError: values became non-finite.
         """
-        n = self._count(n, x)
-        chosen = self._sampler(sampler, steps)
-        like = self._like()
-        conditions = self.data.conditions(cond, n, like.device)
+        n, like = self._count(n, x), self._like()
         watch = together(callback, Progress() if progress else None)
+        chosen = self._sampler(sampler, steps)
+        conditions = self.data.conditions(cond, n, like.device)
         with evaluating(self):
             start = self._start(n, x, like, generator)
             return chosen(self.field, start, conditions, generator=generator, callback=watch)
@@ -186,8 +185,10 @@ class GenerativeModel(nn.Module):
 
         Raises:
             InputError: x or cond is not what the data spec says, or an option is out of range.
+            OptionError: there is no such option.
             what `itoflow.likelihood.likelihood` raises.
         """
+        _refuse_unknown("likelihood", options, LikelihoodOptions)
         conditions = self._checked(x, cond)
         likelihoods.warn_if_discrete(x, self.data)
         with evaluating(self):
@@ -195,12 +196,14 @@ class GenerativeModel(nn.Module):
 
     def encode(self, x: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[ODEOptions]) -> Tensor:
         """x at t_max, (B, *S), float64, of data x (B, *S), along the probability-flow ODE."""
+        _refuse_unknown("encode", options, ODEOptions)
         conditions = self._checked(x, cond)
         with evaluating(self):
             return likelihoods.encode(self.field, x, conditions, **options)
 
     def decode(self, latent: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[ODEOptions]) -> Tensor:
         """The inverse of `encode`: data (B, *S), float64, from x at t_max."""
+        _refuse_unknown("decode", options, ODEOptions)
         conditions = self._checked(latent, cond)
         with evaluating(self):
             return likelihoods.decode(self.field, latent, conditions, **options)
@@ -272,6 +275,14 @@ class GenerativeModel(nn.Module):
         from itoflow import storage
 
         return storage.save(self, path, overwrite=overwrite)
+
+
+def _refuse_unknown(call: str, options: Mapping[str, Any], known: type) -> None:
+    """Refuse an option that the typed dictionary `known` does not have."""
+    names = known.__annotations__
+    for name in options:
+        if name not in names:
+            raise OptionError(f"{call} has no option {name!r}.{did_you_mean(name, names)} Options: {listing(names)}.")
 
 
 @contextmanager

@@ -45,7 +45,13 @@ def fill(out: Tensor, generator: Generators = None) -> Tensor:
 
 
 def uniform(size: int, *, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Uniform numbers in (0, 1], float64, shape (size,), on the device of `like`."""
+    """Uniform numbers in (0, 1], float64, shape (size,), on the device of `like`.
+
+    Raises:
+        InputError: what was given is no generator.
+    """
+    if generator is not None:
+        check([generator], 1)
     device = like.device if generator is None else generator.device
     return 1.0 - torch.rand(size, generator=generator, dtype=torch.float64, device=device).to(like.device)
 

@@ -204,8 +204,10 @@ def create(kind: str, name: str, **options: Any) -> Any:
     Raises:
         UnknownComponentError, AmbiguousComponentError: see `Registry.find`.
         PluginError, SpecError: the component cannot be imported or breaks its contract.
-        OptionError: an option is unknown, of the wrong type, or out of range.
+        OptionError: the name is no text; an option is unknown, of the wrong type, or out of range.
     """
+    if not isinstance(name, str):
+        raise OptionError(f"create takes the name of a {kind}, e.g. 'mlp' for a backbone. Given: {name!r}.")
     loaded = registry().find(kind, name).load()
     if KINDS[kind_name(kind)].base is None:
         raise OptionError(f"{name!r} is a {kind}, which takes no options and is not created.")
@@ -248,7 +250,7 @@ def kind_name(kind: str) -> str:
     for name in KINDS:
         if kind in (name, KINDS[name].hook.removeprefix("itoflow_")):
             return name
-    raise UnknownComponentError(f"No kind is called {kind!r}.{did_you_mean(kind, KINDS)} Kinds: {listing(KINDS)}.")
+    raise UnknownComponentError(f"No kind is called {kind!r}.{did_you_mean(str(kind), KINDS)} Kinds: {listing(KINDS)}.")
 
 
 def _report(distribution: str, version: str, point: EntryPoint) -> PluginReport:

@@ -13,9 +13,10 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from annotated_types import Ge, Gt
+from pydantic import FiniteFloat
 from torch import Tensor
 
-from itoflow.errors import IncompatibleError, InputError
+from itoflow.errors import IncompatibleError, InputError, OptionError
 from itoflow.field import Field
 from itoflow.grids import custom_grid, time_grid
 from itoflow.loop import Callback, run_table
@@ -82,6 +83,8 @@ class Sampler(Spec, ABC):
         """
         if "steps" not in type(self).model_fields:
             raise InputError(f"Sampler {type(self).__name__} has no number of steps; leave `steps` out.")
+        if isinstance(steps, bool):
+            raise OptionError(f"{type(self).__name__}: steps: needs a whole number (given: {steps}).")
         return self.replace(steps=steps)
 
 
@@ -92,9 +95,9 @@ class TableSampler(Sampler):
     """Number of time steps."""
     grid: GridOption = "auto"
     """Time grid: the process's own (`auto`), a named one, or the times themselves, decreasing."""
-    rho: Annotated[float, Gt(0)] = 7.0
+    rho: Annotated[FiniteFloat, Gt(0)] = 7.0
     """Exponent of the grid `karras`."""
-    data_std: Annotated[float, Gt(0)] = 1.0
+    data_std: Annotated[FiniteFloat, Gt(0)] = 1.0
     """Standard deviation of the data, data units; the scale of the grid `optimal`."""
     denoise: bool = True
     """End with x0 of the last call, which removes the noise that is left at t_min."""

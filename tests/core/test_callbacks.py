@@ -40,9 +40,10 @@ def test_a_trajectory_starts_anew_with_each_run():
     assert len(trajectory.states) == 5
 
 
-def test_a_trajectory_of_one_state_is_refused():
+@pytest.mark.parametrize("keep", [1, 0, 2.5, "8", True])
+def test_a_trajectory_of_less_than_two_states_is_refused(keep):
     with pytest.raises(InputError, match="at least 2"):
-        Trajectory(1)
+        Trajectory(keep)
 
 
 def test_progress_counts_calls_and_ends_its_line():

@@ -23,7 +23,7 @@ def test_n_is_a_whole_number_of_at_least_one(model: GenerativeModel, n: Any) -> 
         model.sample(n)
 
 
-@pytest.mark.parametrize("steps", [0, -3, 1.5, "many"])
+@pytest.mark.parametrize("steps", [0, -3, 1.5, "many", True])
 def test_steps_are_whole_and_at_least_one(model: GenerativeModel, steps: Any) -> None:
     with pytest.raises(OptionError, match="Noisy: steps: "):
         model.sample(2, steps=steps)
@@ -47,6 +47,12 @@ def test_a_model_without_a_sampler_draws_by_the_default_one(toy: ModuleType, mon
     drawn = [bare.sample(2, sampler=name, steps=3, generator=seeded(0)[0]) for name in (None, "euler")]
     assert torch.equal(*drawn)
     assert bare.recipe["sampler"] is None
+
+
+@pytest.mark.parametrize("callback", [3, "Trajectory", [print]])
+def test_a_callback_that_cannot_be_called_is_refused_before_any_work(model: GenerativeModel, callback: Any) -> None:
+    with pytest.raises(InputError, match=r"callback is a function of one `itoflow\.loop\.Step`.*Trajectory"):
+        model.sample(2, sampler="not even looked up", callback=callback)
 
 
 def test_an_unknown_sampler(model: GenerativeModel) -> None:

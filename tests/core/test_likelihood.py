@@ -435,8 +435,10 @@ class TestModel:
             model.log_prob(torch.tensor([[-1.0, 0.5, 1.0]]), method=METHOD)
 
     def test_a_misspelt_option(self, model: GenerativeModel) -> None:
-        with pytest.raises(TypeError, match="probse"):
+        with pytest.raises(OptionError, match=r"likelihood has no option 'probse'\. Did you mean 'probe'"):
             model.log_prob(torch.zeros(1, 3) + 0.1, probse=3)  # type: ignore[call-arg]
+        with pytest.raises(OptionError, match="encode has no option 'probes'"):
+            model.round_trip(torch.zeros(1, 3) + 0.1, probes=3)  # type: ignore[call-arg]
 
 
 def test_evaluating_leaves_modes_alone() -> None:

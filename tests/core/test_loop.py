@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from itoflow import NetworkField, Parametrization, Row, Table
+from itoflow import InputError, NetworkField, Parametrization, Row, Table
 from itoflow.loop import run_table
 from itoflow.testing.memory import Peak
-from itoflow.testing.problems import Exploding, Preserving, Straight, seeded
+from itoflow.testing.problems import Exploding, Preserving, Straight, gaussian, seeded
 
 
 class Pull(nn.Module):
@@ -100,6 +100,17 @@ def test_memory_is_at_most_order_and_three_tensors(depth, noise, inner):
     assert few.peak <= depth + 3
     assert many.peak == few.peak
     assert many.made - few.made == 1
+
+
+def test_what_is_no_field_no_state_or_no_callback_is_refused():
+    field, table, x = gaussian(Preserving()), adams(1), torch.zeros(3, 2)
+    with pytest.raises(InputError, match=r"runs on a Field, of a model `model\.field`. Given: Pull"):
+        run_table(table, Pull(), x)
+    for bad in ([[0.0, 1.0]], torch.zeros(3, 2, dtype=torch.int64), torch.tensor(1.0)):
+        with pytest.raises(InputError, match=r"starts from a floating tensor \(B, \*S\)"):
+            run_table(table, field, bad)
+    with pytest.raises(InputError, match="callback is a function"):
+        run_table(table, field, x, callback=3)
 
 
 def test_what_a_callback_was_shown_stays():

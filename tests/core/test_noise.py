@@ -57,6 +57,12 @@ def test_refuses_what_is_no_generator_per_sample(generator: Any, message: str) -
         noise.normal((3, 2), like=LIKE, generator=generator)
 
 
+@pytest.mark.parametrize("generator", [3, "seed", [torch.Generator()]])
+def test_uniform_refuses_what_is_no_generator(generator: Any) -> None:
+    with pytest.raises(InputError, match=r"generator is a torch\.Generator"):
+        noise.uniform(3, like=torch.empty(0), generator=generator)
+
+
 def test_uniform_is_never_zero() -> None:
     drawn = noise.uniform(10_000, like=torch.empty(0), generator=seeded(0)[0])
     assert drawn.dtype == torch.float64

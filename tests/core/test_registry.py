@@ -171,6 +171,13 @@ def test_resolve_refuses_what_names_no_component(toy: ModuleType, value: object)
         registry.resolve("process", value)
 
 
+def test_a_name_and_a_kind_are_text(toy: ModuleType) -> None:
+    with pytest.raises(OptionError, match=r"create takes the name of a sampler.*Given: 3"):
+        registry.create("sampler", 3)  # type: ignore[arg-type]
+    with pytest.raises(UnknownComponentError, match="No kind is called 3"):
+        registry.create(3, "euler")  # type: ignore[arg-type]
+
+
 def test_a_command_is_not_created(toy: ModuleType) -> None:
     with pytest.raises(OptionError, match="takes no options and is not created"):
         itoflow.create("command", "greet")

@@ -22,6 +22,7 @@ from itertools import zip_longest
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
+from pydantic import FiniteFloat
 
 from itoflow import ProcessSpec, Row, Table
 from itoflow_samplers.frames import Frame, Point, points
@@ -101,7 +102,7 @@ class StochasticAdams(StochasticMultistep):
 
     corrector: Annotated[int, Ge(0), Le(4)] = 0
     """Values that the corrector interpolates, the new one included; 0 is none."""
-    data_std: Annotated[float, Gt(0)] = 1.0
+    data_std: Annotated[FiniteFloat, Gt(0)] = 1.0
     """c, the standard deviation of the data, data units."""
 
     def step(self, start: Point, end: Point, strength: float) -> ExactStep:

@@ -16,12 +16,14 @@ _EXPORTS = {
         "AmbiguousComponentError IncompatibleError InputError ItoflowError ItoflowWarning ModelFileError "
         "NumericalError OptionError PluginError SpecError UndefinedError UnknownComponentError"
     ),
-    "field": "Field NetworkField Parametrization Prediction",
+    "field": "Field NetworkField",
     "hookspecs": "Registration hookimpl",
     "interpolant": "InterpolantKernel InterpolantProcess",
     "loop": "Step",
     "model": "GenerativeModel compose",
     "objective": "Objective PathObjective",
+    "parametrization": "Parametrization",
+    "prediction": "Prediction",
     "process": "GaussianProcess Kernel PathProcess PathSample ProcessSpec",
     "registry": "available create",
     "sampler": "Sampler TableSampler",
@@ -56,8 +58,6 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds the two list
     from itoflow.errors import UnknownComponentError as UnknownComponentError
     from itoflow.field import Field as Field
     from itoflow.field import NetworkField as NetworkField
-    from itoflow.field import Parametrization as Parametrization
-    from itoflow.field import Prediction as Prediction
     from itoflow.hookspecs import Registration as Registration
     from itoflow.hookspecs import hookimpl as hookimpl
     from itoflow.interpolant import InterpolantKernel as InterpolantKernel
@@ -67,6 +67,8 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds the two list
     from itoflow.model import compose as compose
     from itoflow.objective import Objective as Objective
     from itoflow.objective import PathObjective as PathObjective
+    from itoflow.parametrization import Parametrization as Parametrization
+    from itoflow.prediction import Prediction as Prediction
     from itoflow.process import GaussianProcess as GaussianProcess
     from itoflow.process import Kernel as Kernel
     from itoflow.process import PathProcess as PathProcess

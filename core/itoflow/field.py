@@ -1,21 +1,7 @@
 """The field: what is known of the data at (x, t). The one seam between networks and everything that uses them.
 
-At a time t of a Gaussian process, x = alpha x0 + sigma eps. A network's output is a second combination,
-
-    y = a(t) x0 + b(t) eps,                                                                    (1)
-
-and the two are solved for whatever is wanted: c x0 + d eps = m_x x + m_y y with
-
-    m_x = (c b - d a) / D,   m_y = (d alpha - c sigma) / D,   D = alpha b - sigma a.           (2)
-
-So x0, eps, the velocity (c, d) = (d_alpha, d_sigma) and the score = -eps / sigma are always consistent, and a new
-prediction type is the pair (a, b) and nothing else.
-
-References:
-    Progressive Distillation for Fast Sampling of Diffusion Models (Salimans and Ho, 2022),
-    https://arxiv.org/abs/2202.00512, appendix D, for v.
-    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
-    https://arxiv.org/abs/2206.00364, section 5, for edm.
+A field gives a `Prediction` at (x, t). For a run along times known ahead it solves equation (2) of
+`itoflow.parametrization` for all of them at once, in float64, so that an evaluation is the network and one addition.
 """
 
 from __future__ import annotations
@@ -23,261 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import torch
-from annotated_types import Gt
 from torch import Tensor, nn
 
 from itoflow.errors import UndefinedError
 from itoflow.interpolant import InterpolantKernel, InterpolantProcess
-from itoflow.process import GaussianProcess, Kernel, PathSample, ProcessSpec, broadcast_time
-from itoflow.spec import Spec
+from itoflow.parametrization import Parametrization, solve
+from itoflow.prediction import DynamicsPrediction, GaussianPrediction, InterpolantPrediction, Prediction
+from itoflow.process import GaussianProcess, ProcessSpec
 
 Conditions = Mapping[str, Tensor]
-PredictionName = Literal["x0", "eps", "v", "velocity", "score", "edm"]
 Member = Literal["x0", "eps", "velocity"]
 
 _FEW = 1 << 16
 """Labels of a run, of all its samples, up to which they are written out: 256 KiB in float32."""
-
-
-class Parametrization(Spec):
-    """What the network's output means: y = a(t) x0 + b(t) eps.
-
-    ========  =========================================  ==========================================
-    name      (a, b)                                     source
-    ========  =========================================  ==========================================
-    x0        (1, 0)                                     the clean data
-    eps       (0, 1)                                     the noise (Ho et al., 2020)
-    v         (-sigma, alpha)                            Salimans and Ho, 2022
-    velocity  (d_alpha, d_sigma)                         the probability-flow ODE, flow matching
-    score     (0, -1/sigma)                              grad log p_t (Song et al., 2021)
-    edm       (sigma/s, -alpha s) / sqrt(sigma^2 + alpha^2 s^2)   F of Karras et al., 2022, equation 7
-    ========  =========================================  ==========================================
-
-    with s the standard deviation of the data. The network's input is x divided by its own standard deviation
-    sqrt(alpha^2 s^2 + sigma^2), which is 1 for a variance-preserving process and s = 1.
-    """
-
-    prediction: PredictionName
-    """Name of the pair (a, b)."""
-    data_std: Annotated[float, Gt(0)] = 1.0
-    """Standard deviation s of the data, data units."""
-    scale_input: bool = True
-    """Divide the network's input by its standard deviation."""
-    score: bool = True
-    """Whether the score is known. False where the ends were coupled in training, so that E[eps | x_t] is no score. On
-    an `InterpolantProcess`, whose velocity gives no score, true means a second output for it; see `NetworkField`."""
-
-    def coefficients(self, k: Kernel) -> tuple[Tensor, Tensor]:
-        """(a, b) at the times of the kernel, each of its shape."""
-        zero, one, s = torch.zeros_like(k.alpha), torch.ones_like(k.alpha), self.data_std
-        match self.prediction:
-            case "x0":
-                return one, zero
-            case "eps":
-                return zero, one
-            case "v":
-                return -k.sigma, k.alpha
-            case "velocity":
-                return k.d_alpha, k.d_sigma
-            case "score":
-                return zero, -1 / k.sigma
-            case "edm":
-                norm = (k.sigma.square() + (k.alpha * s).square()).sqrt()
-                return k.sigma / (s * norm), -k.alpha * s / norm
-
-    def input_scale(self, k: Kernel) -> Tensor:
-        """What multiplies x before it enters the network: the kernel's shape, per data unit."""
-        if not self.scale_input:
-            return torch.ones_like(k.alpha)
-        return (k.sigma.square() + (k.alpha * self.data_std).square()).rsqrt()
-
-    def determinant(self, k: Kernel) -> Tensor:
-        """D of equation (2); zero where the output determines neither x0 nor eps."""
-        a, b = self.coefficients(k)
-        return k.alpha * b - k.sigma * a
-
-
-def solve(k: Kernel, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """(m_x, m_y) of equation (2): c x0 + d eps = m_x x + m_y y."""
-    determinant = k.alpha * b - k.sigma * a
-    return (c * b - d * a) / determinant, (d * k.alpha - c * k.sigma) / determinant
-
-
-class Prediction(ABC):
-    """What a field knows at (x, t): x0, eps, score and velocity, consistent, each computed when asked for.
-
-    Each is (B, *S). x0 = E[x0 | x_t] and eps = E[eps | x_t] are in data units and standard deviations, score =
-    grad log p_t(x) per data unit, velocity = dx/dt of the probability-flow ODE in data units per unit of t (forward
-    time: it points from data to noise).
-
-    Raises:
-        UndefinedError: the process and the network do not determine what was asked.
-    """
-
-    @property
-    def x0(self) -> Tensor:
-        """E[x0 | x_t]."""
-        raise self._undefined("x0")
-
-    @property
-    def eps(self) -> Tensor:
-        """E[eps | x_t]."""
-        raise self._undefined("eps")
-
-    @property
-    @abstractmethod
-    def score(self) -> Tensor:
-        """grad log p_t(x)."""
-
-    @property
-    @abstractmethod
-    def velocity(self) -> Tensor:
-        """dx/dt of the probability-flow ODE."""
-
-    def _undefined(self, what: str) -> UndefinedError:
-        return UndefinedError(
-            f"{type(self).__name__} does not determine {what}: x0 and eps exist only for Gaussian processes, "
-            "x_t = alpha x0 + sigma eps; a velocity alone, or one learnt with coupled ends, gives no score. Use a "
-            "sampler and an objective that need only what is known."
-        )
-
-
-class GaussianPrediction(Prediction):
-    """Equations (1) and (2).
-
-    Arguments:
-        x: (B, *S).
-        output: y, (B, *S): what the network gave, in its own meaning.
-        kernel: at the times of x, float64, broadcastable against it.
-        a, b: the meaning of y, float64, broadcastable against it.
-        coupled: x0 and eps were not drawn independently, so that -eps / sigma is no score.
-    """
-
-    def __init__(
-        self, x: Tensor, output: Tensor, kernel: Kernel, a: Tensor, b: Tensor, *, coupled: bool = False
-    ) -> None:
-        self.x, self.output, self.kernel, self.a, self.b, self.coupled = x, output, kernel, a, b, coupled
-
-    def combine(self, c: Tensor, d: Tensor) -> Tensor:
-        """c x0 + d eps, for coefficients that broadcast against x: (B, *S)."""
-        m_x, m_y = solve(self.kernel, self.a, self.b, c, d)
-        return m_x.to(self.x.dtype) * self.x + m_y.to(self.x.dtype) * self.output
-
-    @property
-    def x0(self) -> Tensor:
-        """E[x0 | x_t]."""
-        return self.combine(torch.ones_like(self.a), torch.zeros_like(self.a))
-
-    @property
-    def eps(self) -> Tensor:
-        """E[eps | x_t]."""
-        return self.combine(torch.zeros_like(self.a), torch.ones_like(self.a))
-
-    @property
-    def score(self) -> Tensor:
-        """-eps / sigma.
-
-        Raises:
-            UndefinedError: x0 and eps were coupled in training.
-        """
-        if self.coupled:
-            raise self._undefined("the score")
-        return self.combine(torch.zeros_like(self.a), -1 / self.kernel.sigma)
-
-    @property
-    def velocity(self) -> Tensor:
-        """d_alpha x0 + d_sigma eps."""
-        return self.combine(self.kernel.d_alpha, self.kernel.d_sigma)
-
-    def error(self, sample: PathSample, c: Tensor, d: Tensor, weight: Tensor) -> Tensor:
-        """weight |c x0 + d eps - (c x0_hat + d eps_hat)|^2 / D, (B,), for the x0 and eps that made x_t.
-
-        Computed where the network's output lives, as weight m_y^2 |y - (a x0 + b eps)|^2 / D with the m_y of equation
-        (2): only the product of weight and m_y^2, taken in float64, need be finite.
-
-        Arguments:
-            c, d: broadcastable against x, float64.
-            weight: (B,), float64.
-        """
-        dtype = self.output.dtype
-        target = self.a.to(dtype) * sample.x0 + self.b.to(dtype) * cast(Tensor, sample.eps)
-        squared = (self.output - target).square().flatten(1).mean(1)
-        m_y = solve(self.kernel, self.a, self.b, c, d)[1]
-        return (weight * m_y.square().reshape(sample.t.shape)).to(dtype) * squared
-
-
-class DynamicsPrediction(Prediction):
-    """For a process that is not Gaussian: velocity and score from each other, velocity = f - g^2/2 score.
-
-    Arguments:
-        process: gives f and g.
-        x, t: (B, *S) and () or (B,).
-        velocity, score: what the network gave; at least one.
-    """
-
-    def __init__(
-        self, process: ProcessSpec, x: Tensor, t: Tensor, *, velocity: Tensor | None = None, score: Tensor | None = None
-    ) -> None:
-        self._process, self._x, self._t = process, x, t
-        self._velocity, self._score = velocity, score
-
-    def _half_g2(self) -> Tensor:
-        return broadcast_time(self._process.diffusion(self._t).square() / 2, self._x.ndim).to(self._x.dtype)
-
-    @property
-    def velocity(self) -> Tensor:
-        """As given, or f - g^2/2 score."""
-        if self._velocity is not None:
-            return self._velocity
-        return self._process.drift(self._x, self._t) - self._half_g2() * self.score
-
-    @property
-    def score(self) -> Tensor:
-        """As given, or (f - velocity) / (g^2/2) where g > 0.
-
-        Raises:
-            UndefinedError: g = 0, an ODE, whose velocity determines no score.
-        """
-        if self._score is not None:
-            return self._score
-        half_g2 = self._half_g2()
-        if self._velocity is None or not bool((half_g2 > 0).all()):
-            raise self._undefined("the score")
-        return (self._process.drift(self._x, self._t) - self._velocity) / half_g2
-
-
-class InterpolantPrediction(Prediction):
-    """For an `InterpolantProcess`: the velocity, or its two parts.
-
-    Arguments:
-        velocity: E[d_alpha x_0 + d_beta x_1 + d_gamma z | x_t]; without the last term if `noise` is given.
-        noise: E[z | x_t]; None where it was not learnt.
-        kernel: at the times of x.
-    """
-
-    def __init__(self, velocity: Tensor, noise: Tensor | None, kernel: InterpolantKernel) -> None:
-        self.output, self.noise, self.kernel = velocity, noise, kernel
-
-    @property
-    def velocity(self) -> Tensor:
-        """The first output, and d_gamma E[z | x_t] where it is given apart."""
-        if self.noise is None:
-            return self.output
-        return self.output + self.kernel.d_gamma.to(self.output.dtype) * self.noise
-
-    @property
-    def score(self) -> Tensor:
-        """-E[z | x_t] / gamma.
-
-        Raises:
-            UndefinedError: only a velocity was learnt.
-        """
-        if self.noise is None:
-            raise self._undefined("the score")
-        return -self.noise / self.kernel.gamma.to(self.noise.dtype)
 
 
 class Request(Protocol):

@@ -17,9 +17,10 @@ from torch import Tensor
 from itoflow.brownian import Noise
 from itoflow.compiled import Weighed, compiled_step, weighed
 from itoflow.errors import InputError, NumericalError, UndefinedError
-from itoflow.field import Evaluate, Field, GaussianPrediction, Solved
+from itoflow.field import Evaluate, Field, Solved
 from itoflow.folding import Folded, folded
 from itoflow.noise import Generators, restore, states
+from itoflow.prediction import GaussianPrediction
 from itoflow.process import ALPHA_ZERO, GaussianProcess
 from itoflow.table import Row, Table
 

@@ -29,12 +29,13 @@ from itoflow.errors import (
     did_you_mean,
     listing,
 )
-from itoflow.field import Field, NetworkField, Parametrization
+from itoflow.field import Field, NetworkField
 from itoflow.interpolant import InterpolantProcess
 from itoflow.likelihood import Likelihood, LikelihoodOptions, ODEOptions
 from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.objective import Objective, PathObjective
+from itoflow.parametrization import Parametrization
 from itoflow.process import GaussianProcess, ProcessSpec
 from itoflow.sampler import Sampler, TableSampler
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from itoflow.backbone import DataSpec
-from itoflow.field import Field, Parametrization
+from itoflow.field import Field
+from itoflow.parametrization import Parametrization
 from itoflow.process import PathProcess, ProcessSpec
 from itoflow.spec import Spec
 

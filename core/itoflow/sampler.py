@@ -121,20 +121,27 @@ class TableSampler(Sampler):
 
         `steps` steps in all. With denoising, and wherever sigma(t_min) = 0, the last one goes from the last time to
         the data by the x0 row, and the times before it give steps - 1 steps. They end at t_min if that has noise to
-        remove, for the grid `optimal` at the last of its calls. Without, they end at t_min, and the ending is empty.
+        remove, at the last time but one of a grid that is `open_ended`. Without, they end at t_min, and the ending is
+        empty.
         """
         gaussian = isinstance(process, GaussianProcess)
         clean = isinstance(process, GaussianProcess) and float(process.ends()[0].sigma) == 0
-        open_end = gaussian and (clean or (self.denoise and self.grid == "optimal"))
+        open_end = gaussian and (clean or (self.denoise and self.open_ended))
         knots = self.steps + (0 if self.denoise and gaussian and not open_end else 1)
-        times = self._grid(process, knots)
+        times = self.grid_times(process, knots)
         if open_end:
             times = times[:-1]
         if gaussian and (self.denoise or clean):
             return times, (Row(t=times[-1], out="x0", a=0.0, b=(1.0,)),)
         return times, ()
 
-    def _grid(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
+    @property
+    def open_ended(self) -> bool:
+        """Whether the grid counts on the last step going to the data: from its last time but one, not from t_min."""
+        return self.grid == "optimal"
+
+    def grid_times(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
+        """So many times of the grid, from t_max down to t_min."""
         if isinstance(self.grid, tuple):
             return custom_grid(process, self.grid, knots)
         grid = process.grid if self.grid == "auto" else self.grid

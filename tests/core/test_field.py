@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from itoflow import Field, GaussianProcess, NetworkField, Parametrization, Row, UndefinedError
-from itoflow.field import DynamicsPrediction, PredictionName
 from itoflow.grids import time_grid
+from itoflow.parametrization import PredictionName
+from itoflow.prediction import DynamicsPrediction
 from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared, gaussian, seeded, solvable
 
 

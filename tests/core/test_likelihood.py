@@ -28,9 +28,10 @@ from itoflow.errors import (
     UndefinedError,
     UnknownComponentError,
 )
-from itoflow.field import Conditions, Prediction
+from itoflow.field import Conditions
 from itoflow.likelihood import bits_per_dimension, decode, dequantise, encode, likelihood
 from itoflow.model import evaluating
+from itoflow.prediction import Prediction
 from itoflow.testing import GaussianOracle, MixtureOracle
 from itoflow.testing.problems import Exploding, Preserving, Straight, UndeclaredOracle, gaussian, mixture, seeded
 

@@ -21,7 +21,7 @@ from itoflow import (
     Table,
     TableSampler,
 )
-from itoflow.field import Kernel
+from itoflow.process import Kernel
 from itoflow.testing import backbones, interpolants, marginals, objectives, parametrizations, processes, samplers
 from itoflow.testing.interpolants import Joined
 from itoflow.testing.problems import Exploding, Preserving, Undeclared

@@ -30,8 +30,8 @@ from itoflow import (
     Table,
     TableSampler,
 )
-from itoflow.field import PredictionName
 from itoflow.noise import normal
+from itoflow.parametrization import PredictionName
 
 
 class Decay(GaussianProcess):

@@ -12,8 +12,8 @@ from torch import Tensor
 import itoflow
 from itoflow import Field, GaussianProcess, IncompatibleError, InputError, OptionError
 from itoflow.bound import likelihood_bound
-from itoflow.field import Prediction
 from itoflow.likelihood import likelihood
+from itoflow.prediction import Prediction
 from itoflow.testing import GaussianOracle
 from itoflow.testing.problems import Straight, UndeclaredOracle, gaussian, mixture, seeded
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from itoflow.field import Parametrization
+from itoflow.parametrization import Parametrization
 from itoflow.spec import Spec
 from itoflow.testing import backbones, interpolants, marginals, objectives, parametrizations, processes, samplers
 from itoflow.testing.assertions import check_options

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from itoflow.errors import IncompatibleError, UndefinedError
-from itoflow.field import Conditions, Field, InterpolantPrediction
+from itoflow.field import Conditions, Field
 from itoflow.interpolant import InterpolantKernel, InterpolantProcess
+from itoflow.prediction import InterpolantPrediction
 from itoflow.process import ProcessSpec
 from itoflow.testing.assertions import expect, expect_close, expect_finite, expect_moments, global_randomness_untouched
 

@@ -22,18 +22,11 @@ from torch import Tensor, nn
 
 from itoflow.backbone import DataSpec
 from itoflow.errors import IncompatibleError, InputError, ItoflowError, UndefinedError
-from itoflow.field import (
-    Conditions,
-    DynamicsPrediction,
-    Field,
-    GaussianPrediction,
-    InterpolantPrediction,
-    NetworkField,
-    Parametrization,
-    Prediction,
-)
+from itoflow.field import Conditions, Field, NetworkField
 from itoflow.interpolant import InterpolantProcess
 from itoflow.objective import Objective, PathObjective
+from itoflow.parametrization import Parametrization
+from itoflow.prediction import DynamicsPrediction, GaussianPrediction, InterpolantPrediction, Prediction
 from itoflow.process import GaussianProcess, ProcessSpec, broadcast_time
 from itoflow.testing.assertions import check_options, expect, expect_close, expect_finite, global_randomness_untouched
 from itoflow.testing.interpolants import InterpolantOracle, Joined, joined

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from itoflow.errors import InputError
-from itoflow.field import Conditions, Field, GaussianPrediction
+from itoflow.field import Conditions, Field
+from itoflow.prediction import GaussianPrediction
 from itoflow.process import GaussianProcess, Kernel
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -13,7 +13,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from itoflow.field import GaussianPrediction, Parametrization, PredictionName, solve
+from itoflow.parametrization import Parametrization, PredictionName, solve
+from itoflow.prediction import GaussianPrediction
 from itoflow.process import GaussianProcess, Kernel
 from itoflow.testing.assertions import expect, expect_close, expect_finite
 from itoflow.testing.problems import Exploding, Preserving, Straight, seeded, solvable

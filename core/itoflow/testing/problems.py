@@ -19,9 +19,11 @@ from torch import Tensor
 
 from itoflow import registry
 from itoflow.errors import IncompatibleError, ItoflowError, ItoflowWarning
-from itoflow.field import Conditions, DynamicsPrediction, Field, Parametrization
+from itoflow.field import Conditions, Field
 from itoflow.model import _solvable
 from itoflow.noise import Generators
+from itoflow.parametrization import Parametrization
+from itoflow.prediction import DynamicsPrediction
 from itoflow.process import GaussianProcess, PathSample, ProcessSpec
 from itoflow.testing.oracles import GaussianOracle, MixtureOracle
 

@@ -32,10 +32,11 @@ from torch import Tensor
 
 from itoflow.dynamics import ForwardSDE, simulate
 from itoflow.errors import IncompatibleError, UndefinedError
-from itoflow.field import GaussianPrediction, Parametrization, PredictionName
 from itoflow.grids import time_grid
 from itoflow.interpolant import InterpolantProcess
 from itoflow.loop import run_table
+from itoflow.parametrization import Parametrization, PredictionName
+from itoflow.prediction import GaussianPrediction
 from itoflow.process import GaussianProcess, ProcessSpec
 from itoflow.table import Row, Table
 from itoflow.testing.assertions import (

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from itoflow.errors import IncompatibleError, InputError, NumericalError, OptionError, UndefinedError
-from itoflow.field import Conditions, Field, Prediction
+from itoflow.field import Conditions, Field
 from itoflow.loop import Step
+from itoflow.prediction import Prediction
 from itoflow.process import GaussianProcess
 from itoflow.sampler import Sampler
 from itoflow.testing.assertions import (

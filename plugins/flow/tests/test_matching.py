@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from itoflow import Backbone, IncompatibleError, InputError, NetworkField, OptionError, UndefinedError, compose
-from itoflow.field import Parametrization
+from itoflow.parametrization import Parametrization
 from itoflow.testing import MixtureOracle, checks
 from itoflow_flow.interpolant import Interpolant
 from itoflow_flow.linear import Linear

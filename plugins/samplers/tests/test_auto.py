@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from itoflow import Field, Table
-from itoflow.field import GaussianPrediction
 from itoflow.grids import optimal_calls, time_grid
 from itoflow.loop import run_table
+from itoflow.prediction import GaussianPrediction
 from itoflow.testing import GaussianOracle, MixtureOracle
 from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared, UndeclaredOracle, exact_field, seeded
 from itoflow.testing.samplers import Watched

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from itoflow.field import PredictionName
+from itoflow.parametrization import PredictionName
 from itoflow.testing import checks
 from itoflow.testing.objectives import check_minimiser
 from itoflow_score import plugin

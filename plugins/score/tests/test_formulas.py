@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from itoflow import NetworkField, Parametrization
-from itoflow.field import PredictionName
+from itoflow.parametrization import PredictionName
 from itoflow.testing import GaussianOracle
 from itoflow.testing.objectives import Rewritten
 from itoflow.testing.problems import Exploding, Preserving, Straight, mixture, seeded

@@ -9,7 +9,7 @@ import torch
 
 from itoflow import Field, IncompatibleError, ProcessSpec
 from itoflow.backbone import DataSpec
-from itoflow.field import DynamicsPrediction
+from itoflow.prediction import DynamicsPrediction
 from itoflow.testing.problems import Preserving, gaussian, mixture, seeded
 from itoflow_score.implicit import ImplicitScoreMatching
 from itoflow_score.sliced import SlicedScoreMatching

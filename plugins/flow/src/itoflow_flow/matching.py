@@ -49,8 +49,9 @@ from itoflow import (
     PathSample,
     ProcessSpec,
 )
-from itoflow.field import GaussianPrediction, InterpolantPrediction, PredictionName
 from itoflow.noise import normal
+from itoflow.parametrization import PredictionName
+from itoflow.prediction import GaussianPrediction, InterpolantPrediction
 from itoflow_flow.coupling import Coupling
 from itoflow_flow.independent import Independent
 from itoflow_score.times import logit_normal_times, uniform_times, unit_numbers

@@ -24,7 +24,8 @@ from annotated_types import Gt
 from torch import Tensor
 
 from itoflow import DataSpec, Field, GaussianProcess, Objective, Parametrization, PathSample, ProcessSpec
-from itoflow.field import GaussianPrediction, PredictionName
+from itoflow.parametrization import PredictionName
+from itoflow.prediction import GaussianPrediction
 from itoflow_score.times import ImportanceDensity, TimesName, log_normal_times, uniform_times, unit_numbers
 from itoflow_score.weightings import WeightingName, x0_weight
 

@@ -213,7 +213,9 @@ def _check(argv: list[str]) -> int:
     _add_component(parser)
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options, values as JSON or plain text")
     given = parser.parse_args(argv)
-    component = registry.create(given.kind, given.name, **_options(given.options))
+    from itoflow.written import written_options
+
+    component = registry.create(given.kind, given.name, **written_options(given.options))
     from itoflow.testing import run_checks
 
     results = run_checks(component)
@@ -268,24 +270,6 @@ class _Parser(argparse.ArgumentParser):
 def _add_component(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     parser.add_argument("name", metavar="NAME", help="as `itoflow list` gives it, or distribution:name")
-
-
-def _options(texts: Iterable[str]) -> dict[str, Any]:
-    """`option=value` pairs; a value that is JSON is read as JSON, any other is text."""
-    import json
-
-    options: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise OptionError(f"{text!r} is no option: write OPTION=VALUE, e.g. steps=10.")
-        if name in options:
-            raise OptionError(f"Option {name!r} is given twice.")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def _summary(function: Callable[..., int]) -> str:

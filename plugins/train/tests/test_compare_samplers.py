@@ -157,7 +157,7 @@ def test_samplers_on_the_command_line():
         "c",
         '{"name": "a", "steps": 1}',
     ]
-    for wrong in ("{", "steps=3", "", "heun:steps=1:steps=2"):
+    for wrong in ("{", "steps=3", "", "heun:steps=1:steps=2", "heun:name=adams"):
         with pytest.raises(InputError, match="--x"):
             part(wrong, "--x")
 

@@ -6,7 +6,8 @@ import json
 import re
 from typing import Any
 
-from itoflow import InputError
+from itoflow import InputError, OptionError
+from itoflow.written import written_options
 
 
 def part(text: str, where: str) -> dict[str, Any]:
@@ -27,18 +28,12 @@ def part(text: str, where: str) -> dict[str, Any]:
             raise InputError(f"{where} {text!r} does not parse as JSON: {error}.") from error
         return mapping
     name, *pieces = re.split(r":(?=\w+=)", text)
-    options: dict[str, Any] = {"name": name}
-    for piece in pieces:
-        key, _, value = piece.partition("=")
-        if key in options:
-            raise InputError(f"{where} {text!r} gives {key!r} twice.")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
     if not name or "=" in name:
         raise InputError(f"{where} {text!r} does not parse: write NAME, NAME:option=value, or a mapping as JSON.")
-    return options
+    try:
+        return written_options([f"name={json.dumps(name)}", *pieces])
+    except OptionError as error:
+        raise InputError(f"{where} {text!r}: {error}") from error
 
 
 def split(texts: list[str]) -> list[str]:

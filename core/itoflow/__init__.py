@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _EXPORTS = {
     "attention": "Attention AttentionCall second_order",
     "backbone": "Backbone DataSpec",
+    "composition": "compose",
     "dynamics": "Dynamics ForwardSDE ProbabilityFlowODE ReverseSDE simulate",
     "errors": (
         "AmbiguousComponentError IncompatibleError InputError ItoflowError ItoflowWarning ModelFileError "
@@ -20,7 +21,7 @@ _EXPORTS = {
     "hookspecs": "Registration hookimpl",
     "interpolant": "InterpolantKernel InterpolantProcess",
     "loop": "Step",
-    "model": "GenerativeModel compose",
+    "model": "GenerativeModel",
     "objective": "Objective PathObjective",
     "parametrization": "Parametrization",
     "prediction": "Prediction",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds the two list
     from itoflow.attention import second_order as second_order
     from itoflow.backbone import Backbone as Backbone
     from itoflow.backbone import DataSpec as DataSpec
+    from itoflow.composition import compose as compose
     from itoflow.dynamics import Dynamics as Dynamics
     from itoflow.dynamics import ForwardSDE as ForwardSDE
     from itoflow.dynamics import ProbabilityFlowODE as ProbabilityFlowODE
@@ -64,7 +66,6 @@ if TYPE_CHECKING:  # the same names for type checkers; a test holds the two list
     from itoflow.interpolant import InterpolantProcess as InterpolantProcess
     from itoflow.loop import Step as Step
     from itoflow.model import GenerativeModel as GenerativeModel
-    from itoflow.model import compose as compose
     from itoflow.objective import Objective as Objective
     from itoflow.objective import PathObjective as PathObjective
     from itoflow.parametrization import Parametrization as Parametrization

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from itoflow.field import Field, Solved
-from itoflow.slots import slots
+from itoflow.slots import Slots, slots
 from itoflow.table import Table
 
 T = TypeVar("T")
@@ -86,10 +86,12 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Folded:
-    """A table folded for a field: what the field made of the rows, and the steps, `Sum`s without history."""
+    """A table folded for a field: what the field made of the rows, and a `Sum` or a `Turn` for each."""
 
     solved: Solved
     steps: Sequence[Any]
+    slots: int = 0
+    """How many the history has."""
 
 
 def folded(table: Table, field: Field, like: Tensor) -> Folded:
@@ -97,7 +99,10 @@ def folded(table: Table, field: Field, like: Tensor) -> Folded:
 
     def make() -> Folded:
         solved = field.solved(table.rows, like)
-        return Folded(solved, turns(table, solved, like) if table.depth > 1 else sums(table, solved))
+        if table.depth <= 1:
+            return Folded(solved, sums(table, solved))
+        held = slots(table.rows)
+        return Folded(solved, turns(table, solved, held, like), held.count)
 
     return kept(table, field, like, make)
 
@@ -139,9 +144,9 @@ def products(table: Table, solved: Solved) -> list[Product]:
     return found
 
 
-def turns(table: Table, solved: Solved, like: Tensor) -> list[Turn]:
+def turns(table: Table, solved: Solved, held: Slots, like: Tensor) -> list[Turn]:
     """`products` on slots."""
-    held, found = slots(table.rows), list[Turn]()
+    found = list[Turn]()
     for i, (p, r, a, c, by_v, by_y, q, b) in enumerate(products(table, solved)):
         slot, on_input, on_state = held.places[i], held.spread(i - 1, q), held.spread(i, b)
         if r:

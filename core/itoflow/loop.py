@@ -130,7 +130,7 @@ def _run(
     if isinstance(fold, Weighed):
         return _run_compiled(fold, network, x, noise, show)
     u = x.clone(memory_format=torch.contiguous_format)
-    if table.depth > 1:
+    if fold.slots:
         return _run_with_history(fold, network, u, noise, show)
     return _run_without_history(fold, network, u, noise, show)
 
@@ -163,8 +163,7 @@ def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Nois
 
 def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: _Show | None) -> Tensor:
     """Equation (2); one more row of the matrix is for v until the call is made, and then for z."""
-    count = 1 + max(step.slot for step in fold.steps)
-    rows = torch.zeros(count + 1, u.numel(), dtype=u.dtype, device=u.device)
+    rows = torch.zeros(fold.slots + 1, u.numel(), dtype=u.dtype, device=u.device)
     slots, flat, history, all_rows = [row.view(u.shape) for row in rows], u.view(-1), rows[:-1].t(), rows.t()
     used = z = slots.pop()
     flat_used = rows[-1]

@@ -1,13 +1,8 @@
-"""Composition: from four names and a data spec to a model that trains and samples.
-
-What cannot work together is refused here, before a network is built, with who needs what and which installed
-components would fit.
-"""
+"""The model that `compose` builds: it trains, samples, and gives likelihoods."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,29 +15,21 @@ from itoflow import likelihood as likelihoods
 from itoflow import registry
 from itoflow.backbone import Backbone, DataSpec
 from itoflow.callbacks import Progress, together
+from itoflow.compatibility import check_sampler
 from itoflow.errors import (
-    IncompatibleError,
     InputError,
-    ItoflowError,
-    ItoflowWarning,
     OptionError,
     did_you_mean,
     listing,
 )
-from itoflow.field import Field, NetworkField
+from itoflow.field import Field
 from itoflow.interpolant import InterpolantProcess
 from itoflow.likelihood import Likelihood, LikelihoodOptions, ODEOptions
 from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.objective import Objective, PathObjective
-from itoflow.parametrization import Parametrization
-from itoflow.process import GaussianProcess, ProcessSpec
-from itoflow.sampler import Sampler, TableSampler
-
-SINGULAR = 1e-4
-"""Below this sine of the angle between (alpha, sigma) and (a, b), a prediction counts as unsolvable at t_max."""
-SOLVABLE = 5e-3
-"""The sine at the t_max that `compose` lowers to; that of the VP process with beta_max = 20 is 0.0066."""
+from itoflow.process import ProcessSpec
+from itoflow.sampler import Sampler
 
 DEFAULT_SAMPLER = "auto"
 """The registered name of the sampler that a model without one draws by."""
@@ -246,7 +233,7 @@ class GenerativeModel(nn.Module):
         chosen = cast(Sampler, registry.resolve("sampler", named))
         if steps is not None:
             chosen = chosen.with_steps(steps)
-        _check_sampler(chosen, self.process, self.objective.parametrization(self.process, self.data))
+        check_sampler(chosen, self.process, self.objective.parametrization(self.process, self.data))
         return chosen
 
     def _like(self) -> Tensor:
@@ -296,152 +283,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def compose(
-    *,
-    process: Part | ProcessSpec,
-    objective: Part | Objective,
-    backbone: Part | Backbone,
-    data: DataSpec | tuple[int, ...] | Mapping[str, Any],
-    sampler: Part | Sampler | None = None,
-    **data_options: Any,
-) -> GenerativeModel:
-    """Build a model from components, each a name, `distribution:name`, a mapping with `name`, or an object.
-
-    Arguments:
-        data: a `DataSpec`, its fields as a mapping, or just the shape of one example, e.g. (1, 8, 8).
-        sampler: what `sample` uses by default; None leaves the choice to each call, and then to `auto`.
-        **data_options: further fields of the data spec, e.g. classes=10.
-
-    Where the prediction cannot be solved at the process's t_max (noise determines no data where alpha = 0), t_max is
-    lowered, with an `ItoflowWarning`; `model.process` shows the value used.
-
-    Example:
-        >>> import itoflow
-        >>> model = itoflow.compose(process="vp", objective="dsm", backbone="mlp", sampler="heun", data=(2,))
-        >>> model.sample(3, steps=2).shape
-        torch.Size([3, 2])
-
-    Raises:
-        UnknownComponentError, AmbiguousComponentError: a name that is not installed, or has two owners.
-        OptionError: a wrong option, of a component or of the data spec.
-        IncompatibleError: components that cannot work together; names who needs what and what would fit.
-    """
-    path: ProcessSpec = registry.resolve("process", process)
-    goal: Objective = registry.resolve("objective", objective)
-    network: Backbone = registry.resolve("backbone", backbone)
-    steps: Sampler | None = None if sampler is None else registry.resolve("sampler", sampler)
-    spec = _data_spec(data, data_options)
-
-    if not isinstance(path, goal.requires):
-        _refuse("objective", goal, path)
-    if isinstance(path, InterpolantProcess) and not isinstance(goal, PathObjective):
-        raise IncompatibleError(
-            f"{type(path).__name__} joins two data sets, and {type(goal).__name__} takes one. Use an objective that is "
-            "a PathObjective, e.g. 'flow-matching', or a process with a prior."
-        )
-    parametrization = goal.parametrization(path, spec)
-    path = _solvable(path, parametrization)
-    if steps is not None:
-        _check_sampler(steps, path, parametrization)
-    field = NetworkField(network.build(_built_for(spec, path, parametrization)), path, parametrization)
-    return GenerativeModel(path, goal, network, steps, spec, field)
-
-
-def _data_spec(data: DataSpec | tuple[int, ...] | Mapping[str, Any], options: Mapping[str, Any]) -> DataSpec:
-    unknown = sorted(set(options) - set(DataSpec.model_fields))
-    if unknown:
-        known = ["process", "objective", "backbone", "sampler", "data", *DataSpec.model_fields]
-        raise OptionError(
-            f"compose takes no {unknown[0]!r}.{did_you_mean(unknown[0], known)} Besides components and data it takes "
-            f"the fields of the data spec: {listing(DataSpec.model_fields)}."
-        )
-    if isinstance(data, DataSpec):
-        return data.replace(**options) if options else data
-    if isinstance(data, Mapping):
-        return DataSpec(**{**data, **options})
-    if isinstance(data, (tuple, list, torch.Size)):
-        return DataSpec(**{"shape": tuple(data), **options})
-    raise OptionError(
-        f"data is a DataSpec, its fields as a mapping, or the shape of one example, e.g. (1, 8, 8). Given: {data!r}."
-    )
-
-
-def _solvable(process: ProcessSpec, parametrization: Parametrization) -> ProcessSpec:
-    """The process, with t_max lowered where the prediction is singular there."""
-    if not isinstance(process, GaussianProcess):
-        needed = ("velocity",) if isinstance(process, InterpolantProcess) else ("velocity", "score")
-        if parametrization.prediction not in needed:
-            raise IncompatibleError(
-                f"Prediction {parametrization.prediction!r} needs a GaussianProcess; {type(process).__name__} is none. "
-                f"Use prediction {' or '.join(map(repr, needed))}."
-            )
-        return process
-    if _sine(process, parametrization, process.t_max) >= SINGULAR:
-        return process
-    low, high = process.t_min, process.t_max
-    if _sine(process, parametrization, (low + high) / 2) < SOLVABLE:
-        raise IncompatibleError(
-            f"Prediction {parametrization.prediction!r} determines no x0 on {process!r}. Use another, e.g. 'v'."
-        )
-    low = (low + high) / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _sine(process, parametrization, middle) >= SOLVABLE else (low, middle)
-    warnings.warn(
-        f"Prediction {parametrization.prediction!r} determines no x0 where alpha = 0, so t_max of "
-        f"{type(process).__name__} is lowered from {process.t_max:g} to {low:.6g}. Prediction 'v' keeps it.",
-        ItoflowWarning,
-        stacklevel=3,
-    )
-    return process.replace(t_max=low)
-
-
-def _sine(process: GaussianProcess, parametrization: Parametrization, t: float) -> float:
-    """|sin| of the angle between (alpha, sigma) and (a, b) at t: zero where they determine neither x0 nor eps."""
-    k = process.kernel(t)
-    a, b = parametrization.coefficients(k)
-    return float(parametrization.determinant(k).abs() / (torch.hypot(a, b) * torch.hypot(k.alpha, k.sigma)))
-
-
-def _built_for(spec: DataSpec, process: ProcessSpec, parametrization: Parametrization) -> DataSpec:
-    """What the network is built for: data twice as large along the first axis where it has two heads."""
-    if not (isinstance(process, InterpolantProcess) and parametrization.score):
-        return spec
-    return spec.replace(shape=(2 * spec.shape[0], *spec.shape[1:]))
-
-
-def _check_sampler(sampler: Sampler, process: ProcessSpec, parametrization: Parametrization) -> None:
-    if not isinstance(process, sampler.requires):
-        _refuse("sampler", sampler, process)
-    sampler.check(process)
-    if isinstance(sampler, TableSampler):
-        sampler.tabulated(process)
-    if not parametrization.score and sampler.needs_score(process):
-        raise IncompatibleError(
-            f"Sampler {type(sampler).__name__} adds noise and so needs the score of {type(process).__name__}'s p_t, "
-            "which this objective does not give: it learns a velocity alone, or couples the ends. Use a sampler "
-            "without noise, e.g. 'heun', or an objective that learns the score."
-        )
-
-
-def _refuse(kind: str, part: Objective | Sampler, process: ProcessSpec) -> None:
-    """Name who needs what, and the installed components that would fit either side."""
-    needed = part.requires
-
-    def fits(other: str, name: str) -> bool:
-        component = registry.registry().find(other, name)
-        try:
-            loaded = cast(type, component.load())
-        except ItoflowError:
-            return False
-        return issubclass(loaded, needed) if other == "process" else isinstance(process, cast(Any, loaded).requires)
-
-    processes = [name for name in registry.available("process") if fits("process", name)]
-    others = [name for name in registry.available(kind) if fits(kind, name)]
-    raise IncompatibleError(
-        f"{kind.capitalize()} {type(part).__name__} needs a process that is a {needed.__name__}; "
-        f"{type(process).__name__} is none. Processes that fit it: {listing(processes)}. "
-        f"{kind.capitalize()}s that fit {type(process).__name__}: {listing(others)}."
-    )

@@ -24,8 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from itoflow import registry
+from itoflow.composition import compose
 from itoflow.errors import ItoflowError, ModelFileError, UnknownComponentError
-from itoflow.model import GenerativeModel, compose
+from itoflow.model import GenerativeModel
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses a newer one."""

@@ -242,7 +242,7 @@ class Faint(Straight):
 
 @pytest.mark.skipif(("eps" not in predictions(CASES[0][1])) if CASES else True, reason="no objective predicts eps")
 def test_the_bound_on_samples_fires_where_t_max_is_not_lowered(monkeypatch):
-    monkeypatch.setattr("itoflow.model.SINGULAR", 0.0)
+    monkeypatch.setattr("itoflow.compatibility.SINGULAR", 0.0)
     objective = {"name": CASES[0][1], "prediction": "eps"}
     model = compose(process=Faint(), objective=objective, backbone=small(registry.available("backbone")[0]), data=DATA)
     scramble(model)

@@ -17,10 +17,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from itoflow import registry
+from itoflow import compatibility, registry
 from itoflow.errors import IncompatibleError, ItoflowError, ItoflowWarning
 from itoflow.field import Conditions, Field
-from itoflow.model import _solvable
 from itoflow.noise import Generators
 from itoflow.parametrization import Parametrization
 from itoflow.prediction import DynamicsPrediction
@@ -199,7 +198,7 @@ def solvable(process: ProcessSpec, parametrization: Parametrization) -> ProcessS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ItoflowWarning)
         try:
-            return _solvable(process, parametrization)
+            return compatibility.solvable(process, parametrization)
         except IncompatibleError:
             return None
 

@@ -11,9 +11,9 @@ too, so that a second allowance is by how much the law differs with twice the e,
 
 Second table, weak error per NFE, peers beside: 50,000 samples; the sliced Wasserstein-2 distance to exact draws (64
 directions), times 1,000, and the relative error of the covariance in per mille. The floor is the same figure for three
-other sets of exact draws: what is near it, or below, is not resolved. Two targets: eight Gaussians on a ring, on which
-the defaults of `stochastic-adams` were chosen, and one that nothing was chosen on, seven clusters of unequal widths and
-weights in 12 dimensions.
+other sets of exact draws: what is near it, or below, is not resolved. Two targets: eight Gaussians on a ring, one of
+the five mixtures on which the defaults of `stochastic-adams` were chosen, and one that nothing was chosen on, seven
+clusters of unequal widths and weights in 12 dimensions.
 
 Peers, where installed: azula 0.11.1, diffusers 0.42.1. Arguments: `law`, `weak`, or none for both.
 """

@@ -338,6 +338,25 @@ def test_batch_splits_are_equal_bit_for_bit(sampler, noise):
     torch.testing.assert_close(first, run(list(range(16))), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("process", [*PATHS, Karras(), Straight()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("denoise", [True, False])
+def test_stochastic_adams_has_times_of_its_own(process, denoise):
+    """Equation (1): from 1 to 100 steps no step without a length, one row a step, t_max first and t_min last."""
+    c = 0.6
+    ends = [math.atan2(s, c * a) for _, a, s, _ in levels(process, (process.t_max, process.t_min))]
+    for steps in range(1, 101):
+        sampler = StochasticAdams(steps=steps, denoise=denoise, data_std=c)
+        times, _ = sampler.times(process)
+        knots = levels(process, times)
+        theta = [math.atan2(s, c * a) for _, a, s, _ in knots]
+        expected = [ends[1] + (ends[0] - ends[1]) * (1 - i / steps) ** 1.2 for i in range(len(theta))]
+        assert theta == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        assert all(after < now for now, after in pairwise(times))
+        assert steps not in (1, 2, 5, 30) or len(sampler.table(process).rows) == steps
+        if not denoise and float(process.ends()[0].sigma):
+            assert times[-1] == process.t_min
+
+
 def test_orders_out_of_range_are_refused():
     with pytest.raises(OptionError, match=r"order = 3 needs at least as many steps\. Given: steps = 2"):
         SASolver(order=3, steps=2)

@@ -7,7 +7,13 @@ use the same noise, and one network evaluation serves both (PEC):
     x_1   = kept x_0 + w^c_new F_new + sum_j w^c_j F_j + std z.
 
 SA-Solver has F = x0, a polynomial in l = log(alpha / sigma); in theta = arctan(sigma / alpha) instead, a start without
-signal is a point like any other. `StochasticAdams` steps in the frame v. `itoflow_samplers.stochastic` has both steps.
+signal is a point like any other. `StochasticAdams` steps in the frame v, where x changes by F dtheta, on times of its
+own that spread theta evenly but for more of them near the data,
+
+    theta_i = theta_min + (theta_max - theta_min) (1 - i / n)^1.2,   theta = arctan(sigma / (c alpha)).        (1)
+
+Grids made for log-SNR or sigma have most of theta in two or three steps where they are short, and a polynomial through
+values that lie close together before such a step is far off. `itoflow_samplers.stochastic` has both steps.
 
 References:
     SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models (Xue et al., 2023),
@@ -21,12 +27,17 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Gt, Le
 from pydantic import FiniteFloat
 
-from itoflow import ProcessSpec, Row, Table
+from itoflow import GaussianProcess, ProcessSpec, Row, Table
+from itoflow.sampler import GridOption
 from itoflow_samplers.frames import Frame, Point, points
 from itoflow_samplers.stochastic import AngleStep, ExactStep, LogSNRStep, StrongSampler, Variable
+
+_BEND = 1.2
+"""The exponent of (1)."""
 
 
 class StochasticMultistep(StrongSampler):
@@ -95,15 +106,34 @@ class SASolver(StochasticMultistep):
 class StochasticAdams(StochasticMultistep):
     """F of the frame v as a polynomial in the angle: exact in any step for Gaussian data of standard deviation c.
 
-    No corrector by default: so chosen on eight modes in the plane. On data that nothing was chosen on
-    (tests/benchmarks/stochastic_samplers.py) it is better without at 10 and 20 steps on the path of EDM and at 6 and 10
-    on a straight line, by a factor of 2, and worse by 2.5 at 6 on that of EDM.
+    No corrector by default, and the exponent of (1): chosen on five mixtures in 2 to 20 dimensions, of which
+    tests/benchmarks/stochastic_samplers.py has one, beside a mixture that nothing was chosen on.
     """
+
+    grid: GridOption = "auto"
+    """Time grid: equation (1) (`auto`), a named one, or the times themselves, decreasing."""
 
     corrector: Annotated[int, Ge(0), Le(4)] = 0
     """Values that the corrector interpolates, the new one included; 0 is none."""
     data_std: Annotated[FiniteFloat, Gt(0)] = 1.0
     """c, the standard deviation of the data, data units."""
+
+    @property
+    def open_ended(self) -> bool:
+        """So is (1)."""
+        return self.grid == "auto" or super().open_ended
+
+    def grid_times(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
+        """Equation (1) for `auto`."""
+        if self.grid != "auto" or knots == 1:
+            return super().grid_times(process, knots)
+        assert isinstance(process, GaussianProcess)
+        ends = process.t_max, process.t_min
+        start, end = (-Frame("v", self.data_std).w(at) for at in points(process, ends))
+        share = 1 - torch.linspace(0, 1, knots, dtype=torch.float64)[1:-1]
+        theta = end + (start - end) * share**_BEND
+        inner = process.log_snr_inverse(-2 * (self.data_std * theta.tan()).log())
+        return ends[0], *inner.tolist(), ends[1]
 
     def step(self, start: Point, end: Point, strength: float) -> ExactStep:
         """Equation (3) of `itoflow_samplers.stochastic`."""

@@ -27,9 +27,6 @@ from itoflow_unet.norm import Norm
 from itoflow_unet.resample import CONVOLUTIONS
 from itoflow_unet.unet import UNet
 
-SMALL_HEAD = 32
-"""Below this head size bfloat16 attention on a CPU is computed in float32: torch's kernel takes half the time there."""
-
 Resampling = Callable[[Tensor], Tensor]
 
 
@@ -70,25 +67,28 @@ class ResidualBlock(nn.Module):
         return y if self.rescale == 1 else y / self.rescale
 
 
+class Projection(nn.Linear):
+    """W x + b of (B, C, N), positions last, as several maps of equally many channels."""
+
+    def forward(self, x: Tensor, parts: int = 1) -> list[Tensor]:  # type: ignore[override]
+        """`parts` of (B, out / parts, N)."""
+        pairs = zip(self.weight.chunk(parts), self.bias.chunk(parts), strict=True)
+        return [torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x) for weight, bias in pairs]
+
+
 class AttentionBlock(nn.Module):
     """(B, C, ...) to the same, every position attending to all."""
 
     def __init__(self, spec: UNet, channels: int, *, rescale: float, norm: bool = True) -> None:
         super().__init__()
         self.norm = Norm(spec, channels) if norm else None
-        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.qkv, self.out = Projection(channels, 3 * channels), Projection(channels, channels)
         self.heads, self.rescale, self.backend = spec.heads_of(channels), rescale, spec.backend
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...)."""
-        h: Tensor = rearrange(x if self.norm is None else self.norm(x), "b c ... -> b (...) c")
-        q, k, v = rearrange(self.qkv(h), "b n (three h k) -> three b h n k", three=3, h=self.heads)
-        h = self.out(rearrange(self._attend(q, k, v), "b h n k -> b n (h k)"))
-        y: Tensor = x + rearrange(h, "b n c -> b c n").unflatten(2, x.shape[2:])
+        h: Tensor = x if self.norm is None else self.norm(x)
+        q, k, v = (rearrange(part, "b (h k) n -> b h n k", h=self.heads) for part in self.qkv(h.flatten(2), parts=3))
+        (h,) = self.out(rearrange(attention(q, k, v, backend=self.backend), "b h n k -> b (h k) n"))
+        y: Tensor = x + h.unflatten(2, x.shape[2:])
         return y if self.rescale == 1 else y / self.rescale
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-1] >= SMALL_HEAD:
-            return attention(q, k, v, backend=self.backend)
-        with torch.autocast("cpu", enabled=False):
-            return attention(q.float(), k.float(), v.float(), backend=self.backend).to(v.dtype)

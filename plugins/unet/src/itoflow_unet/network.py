@@ -57,6 +57,8 @@ class ResidualUNet(nn.Module):
         self.parts = [block.modulation for block in self.modules() if isinstance(block, ResidualBlock)]
         self.modulation = nn.Linear(size, sum(self.parts))
         initialise(self, spec.zero_init)
+        if ndim == 2:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights as the maps lie
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """(B, C, ...)."""

@@ -49,6 +49,7 @@ class AttentionCall:
         scale: of the inner products; None is K^(-1/2).
         gradient: the result will be differentiated.
         bias_gradient: with respect to the bias, too.
+        traced: torch.compile is reading it into a graph.
     """
 
     query: tuple[int, ...]
@@ -62,6 +63,7 @@ class AttentionCall:
     scale: float | None = None
     gradient: bool = False
     bias_gradient: bool = False
+    traced: bool = False
 
     @classmethod
     def of(
@@ -103,7 +105,18 @@ class AttentionCall:
         bias_shape = None if bias is None else _sizes(bias)
         bias_gradient = torch.is_grad_enabled() and bias is not None and bias.requires_grad
         gradient = bias_gradient or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
-        return cls(*shapes, q.dtype, q.device, bias_shape, dropout, _mode.second_order, scale, gradient, bias_gradient)
+        return cls(
+            *shapes,
+            dtype=q.dtype,
+            device=q.device,
+            bias=bias_shape,
+            dropout=dropout,
+            second_order=_mode.second_order,
+            scale=scale,
+            gradient=gradient,
+            bias_gradient=bias_gradient,
+            traced=torch.compiler.is_compiling(),
+        )
 
 
 def _sizes(x: Tensor) -> tuple[int, ...]:
@@ -119,7 +132,7 @@ class Attention(Spec, ABC):
     """One implementation of attention.
 
     `exact` says that it computes the formula up to rounding; `preference` orders the backends that `auto` considers,
-    highest first.
+    highest first, unless `preference_for` says otherwise for a call.
     """
 
     kind: ClassVar[str] = "attention"
@@ -129,6 +142,10 @@ class Attention(Spec, ABC):
     @abstractmethod
     def supports(self, call: AttentionCall) -> tuple[str, ...]:
         """The reasons why this backend cannot serve the call; empty means that it can."""
+
+    def preference_for(self, call: AttentionCall) -> int:
+        """Where `auto` considers this backend for the call: `preference`, or another number where its speed differs."""
+        return self.preference
 
     @abstractmethod
     def __call__(
@@ -173,7 +190,10 @@ class _Installed:
                 self.get(name)
             except Exception as error:
                 self.failed[name] = str(error) if isinstance(error, ItoflowError) else f"cannot be created: {error!r}"
-        self.order = sorted(self.named, key=lambda name: -self.named[name].preference)
+
+    def order(self, call: AttentionCall) -> list[str]:
+        """The backends as `auto` considers them."""
+        return sorted(self.named, key=lambda name: -_preference(self.named[name], call))
 
     def get(self, name: str) -> Attention:
         if name not in self.named:
@@ -189,6 +209,13 @@ def _backends() -> _Installed:
     if _installed is None or _installed.of is not registry.registry():
         _installed = _Installed(registry.registry())
     return _installed
+
+
+def _preference(backend: Attention, call: AttentionCall) -> int:
+    try:
+        return backend.preference_for(call)
+    except Exception:  # a broken one harms only itself
+        return backend.preference
 
 
 def _reasons(backend: Attention, call: AttentionCall) -> tuple[str, ...]:
@@ -207,7 +234,7 @@ def attention_reasons(call: AttentionCall) -> dict[str, tuple[str, ...]]:
     `auto` takes the first one without a reason.
     """
     installed = _backends()
-    reasons = {name: _reasons(installed.named[name], call) for name in installed.order}
+    reasons = {name: _reasons(installed.named[name], call) for name in installed.order(call)}
     return {**reasons, **{name: (error,) for name, error in installed.failed.items()}}
 
 
@@ -233,7 +260,7 @@ def _name(name: str | Attention, call: AttentionCall) -> str:
         if reasons:
             raise IncompatibleError(f"Attention backend {name!r} cannot serve this call: {'; '.join(reasons)}.")
         return str(name)
-    for candidate in installed.order:
+    for candidate in installed.order(call):
         if not _reasons(installed.named[candidate], call):
             return candidate
     refused = [f"{candidate}: {'; '.join(reasons)}" for candidate, reasons in attention_reasons(call).items()]

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from itoflow import DataSpec
-from itoflow_unet import blocks
+from itoflow_attention.chunked import Chunked
 from itoflow_unet.diffusers_config import from_config
 from itoflow_unet.diffusers_weights import from_state
 from itoflow_unet.norm import Norm
@@ -41,7 +41,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     ours = from_config(theirs.config, data).build(data)
     ours.load_state_dict(from_state(ours, theirs.state_dict()))
     apart = patch.object(Norm, "silu", lambda norm, x: F.silu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias)))
-    heads = patch.object(blocks, "SMALL_HEAD", 0)
+    fused = patch.object(Chunked, "preference_for", lambda backend, call: backend.preference)
 
     def without(change: object) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         def call(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
         "diffusers": lambda x, t: theirs(x, 1000 * t - 1).sample,
         "itoflow": lambda x, t: ours(x, t, {}),
         "norm and SiLU apart": without(apart),
-        "small heads in bf16": without(heads),
+        "torch's attention": without(fused),
     }
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from itoflow import AttentionCall
+from itoflow.attention import choose_attention
 from itoflow.errors import OptionError
-from itoflow_attention.chunked import Chunked, _Plan
+from itoflow_attention.chunked import Chunked, _Cut, _Plan
+from itoflow_attention.sdpa import SDPA
 
 
 def inputs(n: int = 37, m: int = 11) -> list[Tensor]:
@@ -20,16 +24,18 @@ def inputs(n: int = 37, m: int = 11) -> list[Tensor]:
 
 @pytest.mark.parametrize(("b", "h", "n", "m"), list(itertools.product((1, 3), (1, 4), (1, 16, 40), (1, 7))))
 def test_blocks_cover_everything_once_within_their_size(b: int, h: int, n: int, m: int) -> None:
-    q, k = torch.zeros(b, h, n, 2), torch.zeros(b, h, m, 2)
     for block in (1, 50, 300, 10**6):
-        seen = torch.zeros(b, h, n)
-        blocks = list(_Plan(block, 1.0, 0.0, 0).blocks(q, k))
-        for _, at in blocks:
-            seen[at] += 1
-            assert seen[at].numel() * m <= max(block, 16 * m)
+        cut = _Cut(torch.zeros(b, h, n, 2), torch.zeros(b, h, m, 2), block)
+        seen = torch.zeros(b * h, 1, n)
+        places, heads = torch.arange(b * h * n).view(b * h, 1, n), torch.arange(b * h).view(b * h, 1, 1)
+        parts = *map(cut.by_queries, (seen, places)), cut.by_heads(heads), list(cut.of_bias(places.view(b, h, n, 1)))
+        for seen_, places_, heads_, bias_ in zip(*parts, strict=True):
+            seen_ += 1
+            assert seen_.numel() * m <= max(block, 16 * m)
+            assert torch.equal(places_.flatten(), bias_.flatten())
+            assert torch.equal(places_[:, :, 0] // n, heads_[:, :, 0])
         assert bool((seen == 1).all())
-        assert [number for number, _ in blocks] == list(range(len(blocks)))
-    assert len(blocks) == 1
+    assert len(parts[0]) == 1
 
 
 @pytest.mark.parametrize("block", [1, 2**20])
@@ -89,6 +95,22 @@ def test_only_needed_gradients_are_given() -> None:
     Chunked()(q, k.detach(), v.detach(), bias=bias.detach()).sum().backward()
     assert q.grad is not None
     assert (k.grad, v.grad, bias.grad) == (None, None, None)
+
+
+@pytest.mark.parametrize("head", [8, 9])
+def test_auto_takes_it_for_small_heads_in_training_on_a_cpu(head: int) -> None:
+    """And where it would not be faster, or would break a graph, it does not."""
+    shape = (2, 2, 64, head)
+    call = AttentionCall(shape, shape, shape, torch.float32, torch.device("cpu"), gradient=True)
+    assert isinstance(choose_attention("auto", call), Chunked if head == 8 else SDPA)
+    for change in (
+        {"gradient": False},
+        {"traced": True},
+        {"bias": (64, 64)},
+        {"dtype": torch.float64},
+        {"device": torch.device("mps")},
+    ):
+        assert isinstance(choose_attention("auto", replace(call, **change)), SDPA)
 
 
 def test_block_is_positive() -> None:

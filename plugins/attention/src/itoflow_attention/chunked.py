@@ -1,13 +1,17 @@
 r"""Attention by blocks of queries, recomputed in the backward pass: memory linear in the length, on any device.
 
-A block holds all keys of its queries, so its softmax is complete and needs no running maximum. Forward, block by block:
+A block holds all keys of its queries, so its softmax is complete and needs no running maximum. Everything is held
+transposed, positions last: q, k, v as (K, N), (K, M), (V, M), a block of logits as (M, N). Then no product has a head's
+few numbers as its columns, where matrix libraries are slow. Forward, block by block:
 
-    S = q k^T scale + bias,   L = logsumexp(S),   P = exp(S - L),   out = (P * Z) v
+    S = k^T q scale + bias,   L = logsumexp(S) over keys,   P = exp(S - L),   out = v (P * Z)
 
-Only q, k, v, bias and L are kept. Backward, with P computed again and dO the gradient of out:
+Only q, k, v, bias, out and L are kept. Backward, with P computed again and dO the gradient of out:
 
-    dv += (P * Z)^T dO,   dP = (dO v^T) * Z,   dS = P * (dP - rowsum(P * dP)),
-    dq = dS k scale,   dk += dS^T q scale,   dbias += dS, summed where the bias broadcasts
+    dv += dO (P * Z)^T,   dP = (v^T dO) * Z,   dS = P * (dP - D),   D = colsum(dO * out),
+    dq = k dS scale,   dk += q dS^T scale,   dbias += dS, summed where the bias broadcasts
+
+S - L and, without dropout, dP - D are one product each: of k and q, of v and dO, with a row of ones and of -L or -D.
 
 Z is the dropout mask over 1 - dropout. It is never kept: each block draws it from a generator of its own, whose seed
 comes from torch's default generator once per call, so that both passes see one mask.
@@ -19,8 +23,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -30,8 +35,11 @@ from torch.autograd.function import once_differentiable
 
 from itoflow import Attention, AttentionCall
 from itoflow_attention.layout import four
+from itoflow_attention.math import Math
 
 _SEEDS = 2**62
+SMALL_HEAD, MANY_KEYS = 8, 64
+"""Up to this head size and from so many keys on, a training step on a CPU takes 0.8 to 0.9 of the time of `sdpa`."""
 
 
 class Chunked(Attention):
@@ -39,14 +47,21 @@ class Chunked(Attention):
 
     preference: ClassVar[int] = 10
 
-    block: Annotated[int, Gt(0)] = 2**20
-    """Logits held at once; a block has at least 16 queries of one head where there are as many."""
+    block: Annotated[int, Gt(0)] | None = None
+    """Logits held at once, None for 2^17 on a CPU, whose cache holds them, and 2^20 elsewhere; a block has at least 16
+    queries of one head where there are as many."""
 
     def supports(self, call: AttentionCall) -> tuple[str, ...]:
         """All but second derivatives."""
         if call.second_order:
             return ("it is differentiated once only, and in reverse mode: its backward pass recomputes the blocks",)
         return ()
+
+    def preference_for(self, call: AttentionCall) -> int:
+        """Before `sdpa` where it is faster; under torch.compile it would break the graph."""
+        small = max(call.key[3], call.value[3]) <= SMALL_HEAD and call.key[2] >= MANY_KEYS and call.bias is None
+        faster = call.device.type == "cpu" and call.dtype != torch.float64 and call.gradient and not call.traced
+        return 30 if small and faster else self.preference
 
     def __call__(
         self,
@@ -60,7 +75,10 @@ class Chunked(Attention):
     ) -> Tensor:
         """See `itoflow.Attention`."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        out: Tensor = _untraced(q, k, v, bias, self.block, scale, dropout)
+        if not k.shape[2]:  # there is nothing to cut
+            return Math()(q, k, v, bias=bias, dropout=dropout, scale=scale)
+        block = self.block or (2**17 if q.device.type == "cpu" else 2**20)
+        out: Tensor = _untraced(q, k, v, bias, block, scale, dropout)
         return out
 
 
@@ -78,32 +96,12 @@ _untraced: Any = torch.compiler.disable(_blockwise, reason="its blocks are run b
 
 @dataclass(frozen=True)
 class _Plan:
-    """Options of one call, and what both passes compute alike."""
+    """Options of one call."""
 
     block: int
     scale: float
     dropout: float
     seed: int
-
-    def blocks(self, q: Tensor, k: Tensor) -> Iterator[tuple[int, tuple[slice, slice, slice]]]:
-        """Number and (batch, heads, queries) of each block: as many queries as fit, then heads, then examples."""
-        (batch, heads, queries), keys = q.shape[:3], max(1, k.shape[2])
-        rows = min(queries, max(16, self.block // keys))
-        whole = max(1, self.block // max(1, rows * keys)) if rows == queries else 1
-        head_rows = min(heads, whole)
-        examples = min(batch, max(1, whole // max(1, heads))) if head_rows == heads else 1
-        number = 0
-        for b in range(0, batch, max(1, examples)):
-            for h in range(0, heads, max(1, head_rows)):
-                for n in range(0, queries, max(1, rows)):
-                    yield number, (slice(b, b + examples), slice(h, h + head_rows), slice(n, n + rows))
-                    number += 1
-
-    def logits(self, q: Tensor, k: Tensor, bias: Tensor | None, at: tuple[slice, slice, slice]) -> Tensor:
-        """S of one block, in float32 or wider."""
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        logits = (q[at].to(dtype) * self.scale) @ k[at[:2]].to(dtype).mT
-        return logits if bias is None else logits.add_(bias[_where(bias, at)])
 
     def mask(self, like: Tensor, number: int) -> Tensor | None:
         """Z of one block, the same whenever it is asked for."""
@@ -114,63 +112,154 @@ class _Plan:
         return torch.empty_like(like).bernoulli_(kept, generator=generator).div_(kept)
 
 
-def _where(bias: Tensor, at: tuple[slice, slice, slice]) -> tuple[slice, ...]:
-    """The part of a bias of four axes that broadcasts to a block."""
-    return tuple(slice(None) if size == 1 else part for size, part in zip(bias.shape, at, strict=False))
+class _Cut:
+    """q (B, H, N, K) and k (B, H, M, K) cut into blocks: as many queries as fit, then heads, then examples.
+
+    A block has heads of one example or of whole examples, so that they lie side by side, and where it has not all
+    queries, one head.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, block: int) -> None:
+        (batch, heads, queries), keys = q.shape[:3], k.shape[2]
+        self.rows = max(1, min(queries, max(16, block // keys)))
+        whole = max(1, block // (self.rows * keys)) if self.rows >= queries else 1
+        head_rows = max(1, min(heads, whole))
+        examples = max(1, min(batch, whole // max(1, heads))) if head_rows == heads else 1
+        self.groups = [
+            (slice(b, min(b + examples, batch)), slice(h, min(h + head_rows, heads)))
+            for b in range(0, batch, examples)
+            for h in range(0, heads, head_rows)
+        ]
+        self.counts = [(b.stop - b.start) * (h.stop - h.start) for b, h in self.groups]
+        self.whole = self.rows >= queries
+        self.places = [slice(n, n + self.rows) for n in range(0, max(1, queries), self.rows)]
+
+    def by_heads(self, x: Tensor) -> Sequence[Tensor]:
+        """(B H, R, M), as many views of (B' H', R, M) as there are blocks."""
+        parts = x.split(self.counts)
+        return parts if self.whole else [part for part in parts for _ in self.places]
+
+    def by_queries(self, x: Tensor) -> Sequence[Tensor]:
+        """(B H, R, N), as many views of (B' H', R, N') as there are blocks."""
+        parts = x.split(self.counts)
+        return parts if self.whole else [piece for part in parts for piece in part.split(self.rows, -1)]
+
+    def of_bias(self, bias: Tensor | None) -> Iterator[Tensor | None]:
+        """(1 or B, 1 or H, 1 or N, 1 or M), the parts that broadcast to (B', H', N', M)."""
+        for group, queries in product(self.groups, self.places):
+            if bias is None:
+                yield None
+            else:
+                places = zip(bias.shape, (*group, queries), strict=False)
+                yield bias[tuple(place if size > 1 else slice(None) for size, place in places)]
+
+
+class _Logits:
+    """Memory for the logits of a block, used again by the next."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0)
+
+    def product(self, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+        """a^T b scale: (B' H', R, M) and (B' H', R, N') to (B' H', M, N')."""
+        shape = a.shape[0], a.shape[2], b.shape[2]
+        if self.memory.shape != shape:
+            self.memory = a.new_empty(shape)
+        return torch.baddbmm(self.memory, a.mT, b, beta=0, alpha=scale, out=self.memory)
+
+
+def _positions_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, H, N, K) to (B H, K, N), contiguous."""
+    return x.mT.to(dtype).contiguous().flatten(0, 1)
+
+
+def _with_row(x: Tensor, row: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """The same and (B H, 1, N), or a number for all of it, to (B H, K + 1, N)."""
+    batch, heads, n, size = x.shape
+    wider = torch.empty(batch * heads, size + 1, n, dtype=dtype, device=x.device)
+    wider.view(batch, heads, size + 1, n)[:, :, :-1] = x.mT
+    wider[:, -1:] = row
+    return wider
+
+
+def _like(part: Tensor, logits: Tensor) -> Tensor:
+    """Logits (B' H', M, N') as (B', H', N', M), with the B' or the H' of a part of a bias that has more than one."""
+    examples, heads = part.shape[:2]
+    apart: Tensor = logits.unflatten(0, (examples, -1) if examples > 1 else (-1, heads))
+    return apart.mT
 
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: _Plan) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        out = q.new_empty(*q.shape[:3], v.shape[3])
-        log_sum = q.new_empty(*q.shape[:3], 1, dtype=dtype)
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
+        given, shape, cut = q.dtype, q.shape[:2], _Cut(q, k, plan.block)
+        dtype = torch.promote_types(given, torch.float32)
         bias = None if bias is None else four(bias)
+        q, k, v = (_positions_last(x, dtype) for x in (q, k, v))
+        out, top, total = (q.new_empty(q.shape[0], rows, q.shape[2]) for rows in (v.shape[1], 1, 1))
+        logits = _Logits()
         with torch.autocast(q.device.type, enabled=False):
-            for number, at in plan.blocks(q, k):
-                logits = plan.logits(q, k, bias, at)
-                log_sum[at] = logits.logsumexp(-1, keepdim=True)
-                weights = _weights(logits, log_sum[at])
+            parts = cut.by_queries(q), cut.by_heads(k), cut.by_heads(v), *map(cut.by_queries, (out, top, total))
+            for number, (q_, k_, v_, out_, top_, total_, bias_) in enumerate(
+                zip(*parts, cut.of_bias(bias), strict=True)
+            ):
+                weights = logits.product(k_, q_, plan.scale)
+                if bias_ is not None:
+                    _like(bias_, weights).add_(bias_)
+                torch.amax(weights, 1, keepdim=True, out=top_)
+                if bias_ is not None:
+                    top_.masked_fill_(top_ == -torch.inf, 0)
+                torch.sum(weights.sub_(top_).exp_(), 1, keepdim=True, out=total_)
                 mask = plan.mask(weights, number)
-                weights = weights if mask is None else weights.mul_(mask)
-                out[at] = (weights @ v[at[:2]].to(dtype)).to(q.dtype)
-        return out, log_sum
+                torch.bmm(v_, weights if mask is None else weights.mul_(mask), out=out_)
+            log_sum = total.log().add_(top)
+            out.div_(total.masked_fill_(total == 0, 1))
+        return out.unflatten(0, shape).mT.to(given), log_sum, out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, _Plan], output: Any) -> None:
         *tensors, ctx.plan = inputs
-        ctx.save_for_backward(*tensors, output[1])
-        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, log_sum = ctx.saved_tensors
+    def backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, log_sum, out = ctx.saved_tensors
         plan: _Plan = ctx.plan
-        dtype = log_sum.dtype
-        d_q, d_k, d_v = (torch.zeros_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in (q, k, v))
+        given, shape, cut = q.dtype, q.shape[:2], _Cut(q, k, plan.block)
         d_bias = None
         if bias is not None:
-            shape, bias = bias.shape, four(bias)
-            d_bias = torch.zeros_like(bias, dtype=dtype) if ctx.needs_input_grad[3] else None
+            bias_shape, bias = bias.shape, four(bias)
+            d_bias = torch.zeros_like(bias, dtype=log_sum.dtype) if ctx.needs_input_grad[3] else None
+        one, other = _Logits(), _Logits()
         with torch.autocast(q.device.type, enabled=False):
-            for number, at in plan.blocks(q, k):
-                weights = _weights(plan.logits(q, k, bias, at), log_sum[at])
+            d = (_positions_last(d_out, log_sum.dtype) * out).sum(1, keepdim=True)
+            log_sum = log_sum.masked_fill(log_sum == -torch.inf, torch.inf)
+            q, d_o = (_with_row(x, -row, row.dtype) for x, row in ((q, log_sum), (d_out, d)))
+            k, v = (_with_row(x, 1, d.dtype) for x in (k, v))
+            q[:, :-1] *= plan.scale
+            d_q, d_k, d_v = (x.new_zeros(x.shape[0], x.shape[1] - 1, x.shape[2]) for x in (q, k, v))
+            parts = *map(cut.by_queries, (q, d_o, d_q)), *map(cut.by_heads, (k, v, d_k, d_v))
+            of_bias = cut.of_bias(bias), cut.of_bias(d_bias)
+            blocks = zip(*parts, *of_bias, strict=True)
+            for number, (q_, d_o_, d_q_, k_, v_, d_k_, d_v_, bias_, d_bias_) in enumerate(blocks):
+                weights = one.product(k_, q_)
+                if bias_ is not None:
+                    _like(bias_, weights).add_(bias_)
+                weights.exp_()
                 mask = plan.mask(weights, number)
-                d_o, value = d_out[at].to(dtype), v[at[:2]].to(dtype)
-                d_v[at[:2]] += (weights if mask is None else weights * mask).mT @ d_o
-                d_weights = d_o @ value.mT
-                d_weights = d_weights if mask is None else d_weights.mul_(mask)
-                d_logits = d_weights.sub_((weights * d_weights).sum(-1, keepdim=True)).mul_(weights)
-                d_q[at] = (d_logits @ k[at[:2]].to(dtype)).mul_(plan.scale)
-                d_k[at[:2]] += d_logits.mT @ (q[at].to(dtype) * plan.scale)
-                if d_bias is not None:
-                    part = d_bias[_where(d_bias, at)]
-                    part += d_logits.sum_to_size(part.shape)
-        d_bias = None if d_bias is None else d_bias.reshape(shape).to(q.dtype)
-        return d_q.to(q.dtype), d_k.to(q.dtype), d_v.to(q.dtype), d_bias, None
-
-
-def _weights(logits: Tensor, log_sum: Tensor) -> Tensor:
-    """exp(S - L), in place; zero where L is -inf, for queries with nothing to attend to."""
-    return logits.sub_(log_sum.masked_fill(log_sum == -torch.inf, torch.inf)).exp_()
+                if mask is None:
+                    d_v_.baddbmm_(d_o_[:, :-1], weights.mT)
+                    d_logits = other.product(v_, d_o_)
+                else:
+                    d_v_.baddbmm_(d_o_[:, :-1], (weights * mask).mT)
+                    d_logits = other.product(v_[:, :-1], d_o_[:, :-1]).mul_(mask).add_(d_o_[:, -1:])
+                d_logits.mul_(weights)
+                d_k_.baddbmm_(q_[:, :-1], d_logits.mT)
+                d_q_.baddbmm_(k_[:, :-1], d_logits, beta=0, alpha=plan.scale)
+                if d_bias_ is not None:
+                    d_bias_ += _like(d_bias_, d_logits).sum_to_size(d_bias_.shape)
+        d_bias = None if d_bias is None else d_bias.reshape(bias_shape).to(given)
+        d_q, d_k, d_v = (x.unflatten(0, shape).mT.to(given) for x in (d_q, d_k, d_v))
+        return d_q, d_k, d_v, d_bias, None

@@ -7,7 +7,7 @@ from itoflow import Registration, hookimpl
 
 @hookimpl
 def itoflow_attentions() -> list[Registration]:
-    """The backends; `auto` considers them in the order sdpa, chunked, math, xformers."""
+    """The backends; `auto` considers them in the order sdpa, chunked, math, xformers; see `preference_for`."""
     return [
         Registration("sdpa", "itoflow_attention.sdpa:SDPA", "torch's fused kernels: flash, efficient, cuDNN"),
         Registration("math", "itoflow_attention.math:Math", "Plain softmax, differentiable twice and in forward mode"),

@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from einops import rearrange
@@ -24,11 +24,8 @@ from torch.nn import functional as F
 
 from itoflow.attention import attention
 from itoflow_unet.norm import Norm
-from itoflow_unet.resample import CONVOLUTIONS
+from itoflow_unet.resample import CONVOLUTIONS, Convolution
 from itoflow_unet.unet import UNet
-
-SMALL_HEAD = 32
-"""Below this head size bfloat16 attention on a CPU is computed in float32: torch's kernel takes half the time there."""
 
 Resampling = Callable[[Tensor], Tensor]
 
@@ -53,10 +50,15 @@ class ResidualBlock(nn.Module):
         self.modulation = (1 + spec.scale_shift) * outside
         """Numbers that the block takes from the time embedding."""
 
-    def forward(self, x: Tensor, e: Tensor, resampling: Resampling = unchanged) -> Tensor:
-        """e: (B, modulation)."""
-        h = self.conv_1(resampling(self.norm_1.silu(x)))
-        x = resampling(x)
+    def forward(
+        self, x: Tensor, e: Tensor, resampling: Resampling = unchanged, *, skip: Tensor | None = None
+    ) -> Tensor:
+        """e: (B, modulation); skip: (B, C', ...), more channels of x."""
+        parts: tuple[Tensor, ...] = (x,) if skip is None else (x, skip)
+        if skip is not None and not self.norm_1.joins(*parts):
+            parts = (torch.cat(parts, dim=1),)
+        h = self.conv_1(resampling(self.norm_1.silu(*parts)))
+        parts = tuple(map(resampling, parts))
         e = e.unflatten(1, (-1, *[1] * (x.ndim - 2)))
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
@@ -65,9 +67,29 @@ class ResidualBlock(nn.Module):
             h = self.norm_2.silu(h + e)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        h = self.conv_2(h)
-        y: Tensor = (x if self.project is None else self.project(x)) + h
+        y: Tensor = self.conv_2(h)
+        for part in parts if self.project is None else _by_parts(self.project, parts):
+            y = y.add_(part)
         return y if self.rescale == 1 else y / self.rescale
+
+
+def _by_parts(conv: Convolution, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """What a 1x1 convolution of the parts together is the sum of."""
+    if len(parts) == 1:
+        yield conv(parts[0])
+        return
+    weights = conv.weight.split([part.shape[1] for part in parts], dim=1)
+    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        yield F.conv2d(part, weight, None if i else conv.bias)
+
+
+class Projection(nn.Linear):
+    """W x + b of (B, C, N), positions last, as several maps of equally many channels."""
+
+    def forward(self, x: Tensor, parts: int = 1) -> list[Tensor]:  # type: ignore[override]
+        """`parts` of (B, out / parts, N)."""
+        pairs = zip(self.weight.chunk(parts), self.bias.chunk(parts), strict=True)
+        return [torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x) for weight, bias in pairs]
 
 
 class AttentionBlock(nn.Module):
@@ -76,19 +98,13 @@ class AttentionBlock(nn.Module):
     def __init__(self, spec: UNet, channels: int, *, rescale: float, norm: bool = True) -> None:
         super().__init__()
         self.norm = Norm(spec, channels) if norm else None
-        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.qkv, self.out = Projection(channels, 3 * channels), Projection(channels, channels)
         self.heads, self.rescale, self.backend = spec.heads_of(channels), rescale, spec.backend
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...)."""
-        h: Tensor = rearrange(x if self.norm is None else self.norm(x), "b c ... -> b (...) c")
-        q, k, v = rearrange(self.qkv(h), "b n (three h k) -> three b h n k", three=3, h=self.heads)
-        h = self.out(rearrange(self._attend(q, k, v), "b h n k -> b n (h k)"))
-        y: Tensor = x + rearrange(h, "b n c -> b c n").unflatten(2, x.shape[2:])
+        h: Tensor = x if self.norm is None else self.norm(x)
+        q, k, v = (rearrange(part, "b (h k) n -> b h n k", h=self.heads) for part in self.qkv(h.flatten(2), parts=3))
+        (h,) = self.out(rearrange(attention(q, k, v, backend=self.backend), "b h n k -> b (h k) n"))
+        y: Tensor = x + h.unflatten(2, x.shape[2:])
         return y if self.rescale == 1 else y / self.rescale
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-1] >= SMALL_HEAD:
-            return attention(q, k, v, backend=self.backend)
-        with torch.autocast("cpu", enabled=False):
-            return attention(q.float(), k.float(), v.float(), backend=self.backend).to(v.dtype)

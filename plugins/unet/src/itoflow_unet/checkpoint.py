@@ -68,7 +68,9 @@ def save_checkpoint(net: ResidualUNet, data: DataSpec, path: str | os.PathLike[s
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file(state, folder / _WEIGHTS, metadata={"format": "pt"})
+        save_file(
+            {name: value.contiguous() for name, value in state.items()}, folder / _WEIGHTS, metadata={"format": "pt"}
+        )
     except OSError as error:
         raise ModelFileError(f"Cannot write {folder}: {error.strerror or error}.") from error
     return folder

@@ -57,6 +57,8 @@ class ResidualUNet(nn.Module):
         self.parts = [block.modulation for block in self.modules() if isinstance(block, ResidualBlock)]
         self.modulation = nn.Linear(size, sum(self.parts))
         initialise(self, spec.zero_init)
+        if ndim == 2:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # weights as the maps lie
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """(B, C, ...)."""
@@ -170,7 +172,7 @@ class Up(nn.Module):
         if output is not None:
             output = double_filtered(output, h.shape[2:])
         for block, attend in zip(self.blocks, self.attentions, strict=True):
-            h = attend(block(torch.cat([h, skips.pop()], dim=1), next(parts)))
+            h = attend(block(h, next(parts), skip=skips.pop()))
         if self.image is not None:
             here = self.image(h)
             output = here if output is None else output + here

@@ -3,11 +3,14 @@
 One run, all interleaved, minima; batch 16 of 3x32x32, 6.47 M parameters (64-128-128, attention at 16x16). Peak memory
 is that of a process of its own, over what it held before its first step. Needs diffusers: pip install diffusers
 
-    python tests/benchmarks/unet_speed.py [THREADS] [ROUNDS]
+    python tests/benchmarks/unet_speed.py [THREADS] [ROUNDS] [compile]
+
+With `compile` also under torch.compile, whose compilation it times, some minutes.
 """
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -16,10 +19,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from torch.nn import functional as F
 
 from itoflow import DataSpec
 from itoflow_attention.chunked import Chunked
+from itoflow_unet import norm
 from itoflow_unet.diffusers_config import from_config
 from itoflow_unet.diffusers_weights import from_state
 from itoflow_unet.norm import Norm
@@ -40,7 +43,8 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     data = DataSpec(shape=(3, 32, 32))
     ours = from_config(theirs.config, data).build(data)
     ours.load_state_dict(from_state(ours, theirs.state_dict()))
-    apart = patch.object(Norm, "silu", lambda norm, x: F.silu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias)))
+    apart = patch.object(Norm, "joins", lambda norm, *parts: False)
+    whole = patch.object(norm, "SMALL", math.inf)
     fused = patch.object(Chunked, "preference_for", lambda backend, call: backend.preference)
 
     def without(change: object) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -54,6 +58,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
         "diffusers": lambda x, t: theirs(x, 1000 * t - 1).sample,
         "itoflow": lambda x, t: ours(x, t, {}),
         "norm and SiLU apart": without(apart),
+        "skips concatenated": without(whole),
         "torch's attention": without(fused),
     }
 
@@ -80,9 +85,21 @@ def peak(name: str, half: bool) -> None:
     print(resident("VmHWM") - before)
 
 
-def main(threads: int = 1, rounds: int = 7) -> None:
+def compiled(call: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """By torch.compile, ready; prints the seconds that this took."""
+    fast = torch.compile(call)
+    for half in (False, True):
+        start = time.perf_counter()
+        step(fast, half)
+        print(f"compiled for {'bfloat16' if half else 'float32'} in {time.perf_counter() - start:.0f} s")
+    return fast
+
+
+def main(threads: int = 1, rounds: int = 7, *, compile: bool = False) -> None:
     torch.set_num_threads(threads)
     calls, best = networks(), dict[tuple[str, bool], float]()
+    if compile:
+        calls["torch.compile"] = compiled(calls["itoflow"])
     for repeat in range(rounds + 1):
         for half in (False, True):
             for name, call in calls.items():
@@ -92,6 +109,9 @@ def main(threads: int = 1, rounds: int = 7) -> None:
                     best[name, half] = min(best.get((name, half), torch.inf), time.perf_counter() - start)
     memory = dict[tuple[str, bool], float]()
     for name, half in best:
+        if name == "torch.compile":  # what it needs to compile is not what a step needs
+            memory[name, half] = math.nan
+            continue
         command = [sys.executable, __file__, "peak", name, str(int(half)), str(threads)]
         memory[name, half] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print(f"training step, {threads} threads, minima of {rounds}; ratios to diffusers in float32")
@@ -107,4 +127,4 @@ if __name__ == "__main__":
         torch.set_num_threads(int(sys.argv[4]))
         peak(sys.argv[2], sys.argv[3] == "1")
     else:
-        main(*map(int, sys.argv[1:]))
+        main(*map(int, sys.argv[1:3]), compile=sys.argv[3:] == ["compile"])

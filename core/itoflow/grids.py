@@ -8,11 +8,12 @@ With s = sigma / alpha, the noise over the signal, and lambda = -2 log s:
     log-snr     uniform in lambda
     karras      uniform in s^(1/rho)
     optimal     stored: for each number of network calls the times, on Gaussian mixtures of unit variance, at which
-                an exponential Adams method of order 4 or 5 made the least error (optimal.json, `optimal_calls`)
+                an exponential Adams method made the least error (optimal.json, `optimal_calls`)
 
 Every Gaussian process has the same flow up to scale and time, so one list of s serves all of them; it holds
 w = asinh(1/s), which is 0 where no signal is left and grows like -log s. It is moved in w to start at the process's
-own s(t_max) and to stay above s(t_min). For data of another standard deviation s is counted in multiples of it.
+own s(t_max); to end at s(t_min) it is cut out of a run of more calls. For data of another standard deviation s is
+counted in multiples of it.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
@@ -87,20 +88,50 @@ def time_grid(
     return _decreasing(tuple(times), "Use fewer steps.")
 
 
-def optimal_calls(n: int) -> tuple[float, ...]:
+def optimal_calls(n: float, count: int | None = None) -> tuple[float, ...]:
     """w = asinh(1/s) of n network calls, the first at s = infinity, where w = 0.
 
-    Between stored numbers of calls, and beyond them, it is interpolated in log n, with s as a function of k / n.
+    Between stored numbers of calls, and beyond them, it is interpolated in log n, with s as a function of k / n; so n
+    need not be whole.
+
+    Arguments:
+        count: how many of them, from the first.
     """
+    count = math.ceil(n) if count is None else count
     stored = _stored()
     if n in stored:
-        return (0.0, *stored[n])
-    below = max((m for m in stored if m < n), default=min(stored))
-    above = min((m for m in stored if m > n), default=below)
-    share = math.log(n / below) / math.log(above / below) if above != below else 0.0
-    curves = [[_curve(stored[m], k / n) for k in range(1, n)] for m in (below, above)]
-    mixed = [(1 - share) * low + share * high for low, high in zip(*curves, strict=True)]
-    return (0.0, *(math.asinh(1 / (_FINE * math.sinh(g)) - 1 / _COARSE) for g in mixed))
+        return (0.0, *stored[int(n)])[:count]
+    return (0.0, *(_optimal_call(n, k) for k in range(1, count)))
+
+
+def calls_to(n: int, end: float) -> float:
+    """The length of the optimal run, in calls, whose n-th step ends at w = `end`: n for infinity, and more above."""
+    if _optimal_call(n, n - 1e-9) <= end:
+        return float(n)
+    low, high = float(n), 2.0 * n
+    while _optimal_call(high, n) > end:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _optimal_call(middle, n) > end else (low, middle)
+    return high
+
+
+def optimal_reaches(process: GaussianProcess, n: int, data_std: float) -> bool:
+    """Whether the last of n calls would be at t_min or beyond."""
+    return n > 1 and optimal_calls(n)[-1] >= _ends(process, data_std)[1]
+
+
+def run_length(process: GaussianProcess, n: int, data_std: float) -> float:
+    """`calls_to` the process's t_min in n steps."""
+    return calls_to(n, _ends(process, data_std)[1])
+
+
+def _ends(process: GaussianProcess, data_std: float) -> tuple[float, float]:
+    """w at t_max and at t_min, s in multiples of the data's standard deviation."""
+    data, prior = process.ends()
+    end = math.asinh(float(data.alpha / data.sigma) * data_std) if float(data.sigma) > 0 else math.inf
+    return math.asinh(float(prior.alpha / prior.sigma) * data_std), end
 
 
 @cache
@@ -113,6 +144,17 @@ _FINE, _COARSE = 0.1, 8.0
 """g = asinh(1 / (fine (1/s + 1/coarse))), in which optimal s are nearly uniform; finite at both ends of s."""
 
 
+def _optimal_call(n: float, k: float) -> float:
+    """w at the place k <= n of a run of n calls."""
+    stored = _stored()
+    below = max((m for m in stored if m <= n), default=min(stored))
+    above = min((m for m in stored if m > n), default=below)
+    share = math.log(n / below) / math.log(above / below) if above != below else 0.0
+    low, high = (_curve(stored[m], k / n) for m in (below, above))
+    g = (1 - share) * low + share * high
+    return math.asinh(1 / (_FINE * math.sinh(g)) - 1 / _COARSE) if g > 0 else math.inf
+
+
 def _curve(calls: list[float], place: float) -> float:
     """g at a place in [0, 1] of the run; calls[k - 1] is w at k / n, and s = 0 at 1."""
     g = [math.asinh(1 / _FINE / (math.sinh(w) + 1 / _COARSE)) for w in (0.0, *calls)] + [0.0]
@@ -122,15 +164,12 @@ def _curve(calls: list[float], place: float) -> float:
 
 
 def _optimal_log_snr(process: GaussianProcess, n: int, data_std: float) -> torch.Tensor:
-    """log-SNR at n calls from t_max, and at t_min."""
-    calls = optimal_calls(n)
-    (data, prior), std = process.ends(), data_std
-    start = math.asinh(float(prior.alpha / prior.sigma) * std)
-    end = math.asinh(float(data.alpha / data.sigma) * std) if float(data.sigma) > 0 else math.inf
-    last = min(calls[-1], start + (end - start) * (n - 1) / n)
-    w = [start + value * (last - start) / calls[-1] if value else start for value in calls]
+    """log-SNR at n + 1 times, the last t_min: the n calls of the run that goes there in as many steps."""
+    start, end = _ends(process, data_std)
+    calls = optimal_calls(calls_to(n, end), n)
+    w = [start + value * (1 - start / max(calls[-1], start)) if value else start for value in calls]
     return torch.tensor(
-        [2 * math.log(max(math.sinh(v), 1e-300) / std) for v in (*w, min(end, 700.0))], dtype=torch.float64
+        [2 * math.log(max(math.sinh(v), 1e-300) / data_std) for v in (*w, min(end, 700.0))], dtype=torch.float64
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from itoflow.errors import IncompatibleError, InputError
 from itoflow.field import Field
-from itoflow.grids import custom_grid, time_grid
+from itoflow.grids import custom_grid, optimal_reaches, time_grid
 from itoflow.loop import Callback, run_table
 from itoflow.noise import Generators
 from itoflow.process import GaussianProcess, GridName, ProcessSpec
@@ -118,11 +118,12 @@ class TableSampler(Sampler):
 
         `steps` steps in all. With denoising, and wherever sigma(t_min) = 0, the last one goes from the last time to
         the data by the x0 row, and the times before it give steps - 1 steps. They end at t_min if that has noise to
-        remove, for the grid `optimal` at the last of its calls. Without, they end at t_min, and the ending is empty.
+        remove, for the grid `optimal` at the last of its calls if that is above t_min. Without, they end at t_min, and
+        the ending is empty.
         """
         gaussian = isinstance(process, GaussianProcess)
         clean = isinstance(process, GaussianProcess) and float(process.ends()[0].sigma) == 0
-        open_end = gaussian and (clean or (self.denoise and self.grid == "optimal"))
+        open_end = clean or (self.denoise and self._ends_above(process))
         knots = self.steps + (0 if self.denoise and gaussian and not open_end else 1)
         times = self._grid(process, knots)
         if open_end:
@@ -130,6 +131,12 @@ class TableSampler(Sampler):
         if gaussian and (self.denoise or clean):
             return times, (Row(t=times[-1], out="x0", a=0.0, b=(1.0,)),)
         return times, ()
+
+    def _ends_above(self, process: ProcessSpec) -> bool:
+        """Whether the grid's last call is above t_min."""
+        if self.grid != "optimal" or not isinstance(process, GaussianProcess):
+            return False
+        return not optimal_reaches(process, self.steps, self.data_std)
 
     def _grid(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
         if isinstance(self.grid, tuple):

@@ -6,16 +6,16 @@ n evaluations at theta_0 > ... > theta_(n-1), the last followed by a step to the
 
     x_(k+1) = x_k + sum_j b_kj F_(k-j),   b_kj = beta_kj + (theta_k - theta_(k+1)) delta_kj,   sum_j delta_kj = 0
 
-with beta_kj those of an exponential Adams method in phi = asinh((1/c) / (1/s + 1/S)), s = tan theta. With order 4,
-theta, delta, c and S are free; from 40 evaluations on the order is 5, delta is 0 and the steps of theta are a spline.
+with beta_kj those of exponential Adams methods, a predictor of order p and a corrector of order p + 1 in one, in
+phi = asinh((1/c) / (1/s + 1/S)), s = tan theta. With p = 3, theta, delta, c and S are free; from 40 evaluations on
+p = 4, delta is 0 and the steps of theta are a spline.
 Descent, Adam for the former and L-BFGS for the latter, lowers, averaged over the family and the starts s = 80 and inf,
 
     weight log(rmse) + (1 - weight) log(geometric mean error)     of the endpoint, against 500 Runge-Kutta steps.
 
 The weight is 0.8 up to 12 evaluations, where medians are small beside RMSEs, and 0.5 above. Over a third of the points
 start near a boundary between modes: endpoints alone let errors on the way cancel at the end, and these points do not
-forgive them. Where the first steps are tiny an exact field lets order 5 weigh its history by up to 200 steps, which the
-errors of a network do not survive; `auto` lowers the order of such steps, and loses nothing by it.
+forgive them.
 
     python optimise.py 6,10,18 --seconds 60      improves, or adds to, the files of core and itoflow-samplers
 """
@@ -38,9 +38,9 @@ torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
 
 NODES = 24
-ORDER, DEPTH = 4, 5
-"""With corrections, which reach one evaluation further back than the method."""
-SMOOTH, SMOOTH_ORDER, KNOTS, ENDS = 40, 5, 14, 4
+ORDER, DEPTH = 3, 5
+"""Of the predictor, and how far back the corrections reach."""
+SMOOTH, SMOOTH_ORDER, KNOTS, ENDS = 40, 4, 14, 4
 """Evaluations from which there are none, the order, the splines of the steps, and how many are free at either end."""
 STARTS = {"80": math.atan(80.0), "inf": math.pi / 2}
 ROOT = Path(__file__).parents[3]
@@ -105,32 +105,42 @@ def phi_of(theta: Tensor, c: Tensor, S: Tensor) -> Tensor:
 
 
 def coefficients(theta: Tensor, order: int, deltas: Tensor, c: Tensor, S: Tensor) -> Tensor:
-    """b, (n, depth); deltas are (n, depth - 1)."""
+    """b, (n, depth); deltas are (n, depth - 1), depth at least order + 1."""
     depth = deltas.shape[1] + 1
     n, phi = len(theta) - 1, phi_of(theta, c, S)
     i = torch.arange(1, NODES)
     off = i / (4 * i * i - 1.0).sqrt()
     jacobi = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     x, measure = jacobi.eigenvalues, 2 * jacobi.eigenvectors[0] ** 2
-    h = (theta[:-1] - theta[1:])[:, None]
-    rows = []
+    low, high = phi[:-1, None], phi[1:, None]
+    at = (low + high) / 2 + (high - low) / 2 * x
+    q = c * at.sinh()
+    density = -c * at.cosh() / ((1 - q / S) ** 2 + q * q) * measure * (high - low) / 2
+
+    def beta(i: Tensor, back: range) -> list[Tensor]:
+        """Of the steps i, through the values `back` of them."""
+        found = []
+        for j in back:
+            basis = torch.ones(len(i), NODES)
+            for m in back:
+                if m != j:
+                    basis = basis * (at[i] - phi[i - m, None]) / (phi[i - j, None] - phi[i - m, None])
+            found.append((basis * density[i]).sum(1))
+        return found
+
+    rows, missed = [], torch.zeros(1, depth)
     for k in range(1, min(order, n) + 1):  # the first rows alone, then all that have full history at once
         i = torch.arange(k - 1, k if k < order else n)
-        low, high = phi[i, None], phi[i + 1, None]
-        at = (low + high) / 2 + (high - low) / 2 * x
-        q = c * at.sinh()
-        density = -c * at.cosh() / ((1 - q / S) ** 2 + q * q) * measure * (high - low) / 2
-        beta = []
-        for j in range(k):
-            basis = torch.ones_like(at)
-            for m in range(k):
-                if m != j:
-                    basis = basis * (at - phi[i - m, None]) / (phi[i - j, None] - phi[i - m, None])
-            beta.append((basis * density).sum(1))
-        beta += [torch.zeros(len(i))] * (depth - k)
-        rows.append(torch.stack(beta, 1))
+        none = [torch.zeros(len(i))] * (depth - k - 1)
+        predictor, corrector = beta(i, range(k)), beta(i, range(-1, k))
+        predicted = torch.stack([*predictor, *none, torch.zeros(len(i))], 1)
+        behind = torch.stack([torch.zeros(len(i)), *predictor, *none], 1)
+        rows.append((predicted, torch.stack([*corrector, *none], 1) - behind))
+    predicted, missed = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    missed = torch.cat([torch.zeros(1, depth), missed[:-1]])
     used = (torch.arange(n)[:, None] >= torch.arange(1, depth)).double() * deltas
-    return torch.cat(rows) + h * torch.cat([-used.sum(1, keepdim=True), used], 1)
+    h = (theta[:-1] - theta[1:])[:, None]
+    return predicted + missed + h * torch.cat([-used.sum(1, keepdim=True), used], 1)
 
 
 def run(target: Mixture, x: Tensor, theta: Tensor, b: Tensor) -> Tensor:

@@ -231,10 +231,10 @@ def blown_up(process, sampler):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 def test_errors_of_the_field_are_not_blown_up(process):
-    """At most 5 times, whatever the calls; DDIM in 20 steps has 1.3 to 1.7, Adams of order 4 up to 3."""
+    """At most 6 times, whatever the calls; DDIM in 20 steps has 1.3 to 1.7, Adams of order 4 up to 3."""
     for calls in (4, 6, 10, 20, 32, 39, 40, 48, 64, 80, 100, 128):
         for denoise in (True, False):
-            assert blown_up(process, Auto(steps=calls, denoise=denoise)) < 5, calls
+            assert blown_up(process, Auto(steps=calls, denoise=denoise)) < 6, calls
 
 
 def test_long_steps_would_blow_them_up_without_the_limit_of_weights(monkeypatch):

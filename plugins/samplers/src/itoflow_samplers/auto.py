@@ -13,8 +13,10 @@ beta is a predictor and a corrector in one, as UniPC has them: the exponential A
 
 So z is what is predicted, at which F is taken, and its corrected value is never formed. delta is a stored correction;
 from 40 evaluations on, where steps are short, there is none. Times, the variable and delta were found together, for
-each n, by descent on the endpoint's error over mixtures of Gaussians of 1 to 256 dimensions (tests/benchmarks/optimal).
-For a number of evaluations that is not stored the coefficients are interpolated along the run, like the times.
+each n, by descent on the endpoint's error over mixtures of Gaussians of 1 to 256 dimensions, for 18 over small networks
+too (tests/benchmarks/optimal). Where t_min leaves noise, there is none from 23 on, and a share of the times is uniform
+in log s (`itoflow.grids.evened`): what a network learns varies where no exact law does. For a number of evaluations
+that is not stored the coefficients are interpolated along the run, like the times.
 
 The last step leads to the data, s = 0, by (1) too. Where t_min leaves so much noise that a call would be below it, the
 run is cut there: the last call is at t_min, and its E[x0 | x] is the end, as nothing says how F goes on below.
@@ -45,7 +47,7 @@ from torch import Tensor
 
 from itoflow import Field, GaussianProcess, ProcessSpec, Row, Table, TableSampler
 from itoflow.field import NetworkField
-from itoflow.grids import optimal_reaches, run_length
+from itoflow.grids import evened, optimal_reaches, run_length
 from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.sampler import GridOption
@@ -53,10 +55,12 @@ from itoflow_samplers.frames import Frame, Point, points
 from itoflow_samplers.multistep import multistep_rows
 
 Deltas = list[list[float]]
-LARGEST = 30.0
+LARGEST = 8.0
 """What sum |beta_kj| may be, in steps: the errors of a network grow by as much."""
 ORDER, LOW_ORDER, FEW = 3, 2, 20
 """Without corrections: p, and p for fewer evaluations than `FEW`, whose steps are long."""
+SMOOTH, MANY = 48.0, 40
+"""For times that are `evened`: the evaluations whose method has no corrections, and from which its order is taken."""
 WIDER = 4.0
 """How far the variable's bend lies beyond the times, without corrections."""
 
@@ -101,7 +105,12 @@ class Auto(TableSampler):
             if ending and not optimal_reaches(process, self.steps, std):
                 knots, ending = [*knots, Point(0.0, alpha=1.0, sigma=0.0)], ()
             steps = len(knots) - 1
-            method = method_of(run_length(process, steps, std) if knots[-1].sigma > 0 else steps, steps)
+            length = run_length(process, steps, std) if knots[-1].sigma > 0 else float(steps)
+            if evened(process, steps):
+                method = method_of(max(length, SMOOTH), steps)
+                method = method._replace(order=ORDER if steps < MANY else method.order)
+            else:
+                method = method_of(length, steps)
         else:
             method = plain(knots, std)
         return Table((*_rows(process, knots, Frame("v", std, method.bend), method), *ending))

@@ -15,7 +15,7 @@ Descent, Adam for the former and L-BFGS for the latter, lowers, averaged over th
 
 From 13 to 39 evaluations small networks (networks.py) have a share of 0.3 in it.
 
-The weight is 0.8 up to 12 evaluations, where medians are small beside RMSEs, and 0.5 above. Over a third of the points
+The weight is 0.8 up to 12 evaluations, where medians are small beside RMSEs, and 0.5 above. Half of the points
 start near a boundary between modes: endpoints alone let errors on the way cancel at the end, and these points do not
 forgive them.
 
@@ -332,7 +332,7 @@ def splines(n: int) -> Tensor:
 
 def weight_of(n: int) -> float:
     """Of the RMSE."""
-    return 0.65 if n <= 6 else 0.8 if n <= 12 else 0.5
+    return 0.8 if n <= 12 else 0.5
 
 
 def load() -> dict[int, dict[str, Any]]:

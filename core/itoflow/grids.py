@@ -7,12 +7,12 @@ With s = sigma / alpha, the noise over the signal, and lambda = -2 log s:
     logit       uniform in log(t / (1 - t))
     log-snr     uniform in lambda
     karras      uniform in s^(1/rho)
-    optimal     stored: for each number of network calls the times, on Gaussian mixtures of unit variance, at which
-                an exponential Adams method of order 4 or 5 made the least error (optimal.json, `optimal_calls`)
+    optimal     stored: for each number of network calls the times, on Gaussian mixtures of unit variance and small
+                networks, at which an exponential Adams method made the least error (optimal.json, `optimal_calls`)
 
 Every Gaussian process has the same flow up to scale and time, so one list of s serves all of them; it holds
-w = asinh(1/s), which is 0 where no signal is left and grows like -log s. It is moved in w to start at the process's
-own s(t_max) and to stay above s(t_min). For data of another standard deviation s is counted in multiples of it.
+w = asinh(1/s), which is 0 where no signal is left and grows like -log s. What starts at s(t_max) and ends at s(t_min)
+is cut out of a run of more calls. For data of another standard deviation s is counted in multiples of it.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -87,51 +88,135 @@ def time_grid(
     return _decreasing(tuple(times), "Use fewer steps.")
 
 
-def optimal_calls(n: int) -> tuple[float, ...]:
-    """w = asinh(1/s) of n network calls, the first at s = infinity, where w = 0.
+def optimal_calls(n: float, count: int | None = None, start: float = 0.0, *, even: bool = False) -> tuple[float, ...]:
+    """w = asinh(1/s) of n network calls from w = `start`, which is 0 at s = infinity.
 
-    Between stored numbers of calls, and beyond them, it is interpolated in log n, with s as a function of k / n.
+    Between stored numbers of calls, and beyond them, it is interpolated in log n, with s as a function of k / n; so n
+    need not be whole.
+
+    Arguments:
+        count: how many of them, from the first; their steps end where those from infinity do.
+        even: see `evened`.
     """
-    stored = _stored()
-    if n in stored:
-        return (0.0, *stored[n])
-    below = max((m for m in stored if m < n), default=min(stored))
-    above = min((m for m in stored if m > n), default=below)
-    share = math.log(n / below) / math.log(above / below) if above != below else 0.0
-    curves = [[_curve(stored[m], k / n) for k in range(1, n)] for m in (below, above)]
-    mixed = [(1 - share) * low + share * high for low, high in zip(*curves, strict=True)]
-    return (0.0, *(math.asinh(1 / (_FINE * math.sinh(g)) - 1 / _COARSE) for g in mixed))
+    count = math.ceil(n) if count is None else count
+    if start == 0 and n in _stored(even):
+        return (0.0, *_stored(even)[int(n)])[:count]
+    first = _place(n, start, even)
+    return (start, *(_call(n, first + (1 - first / count) * k, even) for k in range(1, count)))
+
+
+def calls_to(n: int, end: float, *, even: bool = False) -> float:
+    """The length of the optimal run, in calls, whose n-th step ends at w = `end`: n for infinity, and more above."""
+    if _call(n, n, even) <= end:
+        return float(n)
+    low, high = float(n), 2.0 * n
+    while _call(high, n, even) > end:
+        low, high = high, 2 * high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _call(middle, n, even) > end else (low, middle)
+    return high
+
+
+def evened(process: GaussianProcess, n: int) -> bool:
+    """Whether `_SHARE` of the n calls are uniform in log s: where they are many and s(t_min) is above 0.
+
+    Exact laws are smooth at both ends of s, and the stored times leave them in a few steps; what a network learns
+    varies there too, where the range of log s is finite.
+    """
+    return n >= _MANY and float(process.ends()[0].sigma) > 0
+
+
+def optimal_reaches(process: GaussianProcess, n: int, data_std: float) -> bool:
+    """Whether the last of n calls would be at t_min or beyond."""
+    return n > 1 and optimal_calls(n, even=evened(process, n))[-1] >= _ends(process, data_std)[1]
+
+
+def run_length(process: GaussianProcess, n: int, data_std: float) -> float:
+    """`calls_to` the process's t_min in n steps."""
+    return calls_to(n, _ends(process, data_std)[1], even=evened(process, n))
+
+
+def _ends(process: GaussianProcess, data_std: float) -> tuple[float, float]:
+    """w at t_max and at t_min, s in multiples of the data's standard deviation."""
+    data, prior = process.ends()
+    end = math.asinh(float(data.alpha / data.sigma) * data_std) if float(data.sigma) > 0 else math.inf
+    return math.asinh(float(prior.alpha / prior.sigma) * data_std), end
 
 
 @cache
-def _stored() -> dict[int, list[float]]:
+def _stored(even: bool) -> dict[int, list[float]]:
     stored = json.loads(Path(__file__).with_name("optimal.json").read_text(encoding="utf-8"))
+    if even:
+        return {int(n): _spread(w) for n, w in stored.items() if int(n) >= _SHAPES}
     return {int(n): w for n, w in stored.items()}
 
 
+def _spread(calls: list[float]) -> list[float]:
+    """The calls with `_SHARE` of them moved to be uniform in log s, but for the last step, which goes to s = 0."""
+    n, g, found = len(calls) + 1, _curve_of(calls), []
+    falling = [-value for value in g]
+    for k in range(1, n):
+        high, low = math.log(1e6), math.log(1e-6)  # of log s
+        for _ in range(50):
+            middle = (high + low) / 2
+            s = math.exp(middle)
+            at = math.asinh(1 / _FINE / (1 / s + 1 / _COARSE))
+            i = min(bisect_right(falling, -at), n) - 1
+            optimal = (i + (g[i] - at) / (g[i] - g[i + 1])) / n
+            even = (1 - 1 / n) * max(math.log(_HIGH / s) / math.log(_HIGH / _LOW), 0) if s > _LOW else 1 - s / _LOW / n
+            high, low = (middle, low) if (1 - _SHARE) * optimal + _SHARE * even < k / n else (high, middle)
+        found.append(math.asinh(math.exp(-high)))
+    return found
+
+
+_MANY, _SHARE, _HIGH, _LOW, _SHAPES = 22, 0.4, 200.0, 0.004, 48
+"""`evened` from so many calls on: so many of them are uniform in log s between these two, and the rest is distributed
+as in the stored runs of so many calls and more."""
 _FINE, _COARSE = 0.1, 8.0
 """g = asinh(1 / (fine (1/s + 1/coarse))), in which optimal s are nearly uniform; finite at both ends of s."""
 
 
-def _curve(calls: list[float], place: float) -> float:
-    """g at a place in [0, 1] of the run; calls[k - 1] is w at k / n, and s = 0 at 1."""
-    g = [math.asinh(1 / _FINE / (math.sinh(w) + 1 / _COARSE)) for w in (0.0, *calls)] + [0.0]
-    at = place * (len(g) - 1)
-    low = min(int(at), len(g) - 2)
-    return g[low] + (at - low) * (g[low + 1] - g[low])
+@cache
+def _curve(n: int, even: bool) -> list[float]:
+    return _curve_of(_stored(even)[n])
+
+
+def _curve_of(calls: list[float]) -> list[float]:
+    """g at the calls of a run, and at s = 0."""
+    return [math.asinh(1 / _FINE / (math.sinh(w) + 1 / _COARSE)) for w in (0.0, *calls)] + [0.0]
+
+
+def _call(n: float, k: float, even: bool) -> float:
+    """w at the place k <= n of a run of n calls."""
+    below = max((m for m in _stored(even) if m <= n), default=min(_stored(even)))
+    above = min((m for m in _stored(even) if m > max(n, below)), default=below) if n > below else below
+    share = math.log(n / below) / math.log(above / below) if above != below else 0.0
+    low, high = (_between(_curve(m, even), k / n * m) for m in (below, above))
+    g = (1 - share) * low + share * high
+    return math.asinh(1 / (_FINE * math.sinh(g)) - 1 / _COARSE) if g > 0 else math.inf
+
+
+def _between(values: list[float], place: float) -> float:
+    low = min(int(place), len(values) - 2)
+    return values[low] + (place - low) * (values[low + 1] - values[low])
+
+
+def _place(n: float, w: float, even: bool) -> float:
+    """Where a run of n calls is at w."""
+    low, high = 0.0, float(n)
+    for _ in range(50 if w > 0 else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _call(n, middle, even) < w else (low, middle)
+    return low
 
 
 def _optimal_log_snr(process: GaussianProcess, n: int, data_std: float) -> torch.Tensor:
-    """log-SNR at n calls from t_max, and at t_min."""
-    calls = optimal_calls(n)
-    (data, prior), std = process.ends(), data_std
-    start = math.asinh(float(prior.alpha / prior.sigma) * std)
-    end = math.asinh(float(data.alpha / data.sigma) * std) if float(data.sigma) > 0 else math.inf
-    last = min(calls[-1], start + (end - start) * (n - 1) / n)
-    w = [start + value * (last - start) / calls[-1] if value else start for value in calls]
-    return torch.tensor(
-        [2 * math.log(max(math.sinh(v), 1e-300) / std) for v in (*w, min(end, 700.0))], dtype=torch.float64
-    )
+    """log-SNR at n + 1 times, the last t_min: the n calls of the run that goes there in as many steps."""
+    start, end = _ends(process, data_std)
+    even = evened(process, n)
+    w = (*optimal_calls(calls_to(n, end, even=even), n, start, even=even), min(end, 700.0))
+    return torch.tensor([2 * math.log(max(math.sinh(v), 1e-300) / data_std) for v in w], dtype=torch.float64)
 
 
 def custom_grid(process: ProcessSpec, times: tuple[float, ...], knots: int) -> tuple[float, ...]:

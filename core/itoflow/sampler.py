@@ -18,7 +18,7 @@ from torch import Tensor
 
 from itoflow.errors import IncompatibleError, InputError, OptionError
 from itoflow.field import Field
-from itoflow.grids import custom_grid, time_grid
+from itoflow.grids import custom_grid, optimal_reaches, time_grid
 from itoflow.loop import Callback, run_table
 from itoflow.noise import Generators
 from itoflow.process import GaussianProcess, GridName, ProcessSpec
@@ -126,7 +126,7 @@ class TableSampler(Sampler):
         """
         gaussian = isinstance(process, GaussianProcess)
         clean = isinstance(process, GaussianProcess) and float(process.ends()[0].sigma) == 0
-        open_end = gaussian and (clean or (self.denoise and self.open_ended))
+        open_end = gaussian and (clean or (self.denoise and self.open_ended(process)))
         knots = self.steps + (0 if self.denoise and gaussian and not open_end else 1)
         times = self.grid_times(process, knots)
         if open_end:
@@ -135,10 +135,11 @@ class TableSampler(Sampler):
             return times, (Row(t=times[-1], out="x0", a=0.0, b=(1.0,)),)
         return times, ()
 
-    @property
-    def open_ended(self) -> bool:
+    def open_ended(self, process: ProcessSpec) -> bool:
         """Whether the grid counts on the last step going to the data: from its last time but one, not from t_min."""
-        return self.grid == "optimal"
+        if self.grid != "optimal" or not isinstance(process, GaussianProcess):
+            return False
+        return not optimal_reaches(process, self.steps, self.data_std)
 
     def grid_times(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
         """So many times of the grid, from t_max down to t_min."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from itoflow import IncompatibleError, InputError
-from itoflow.grids import custom_grid, time_grid
+from itoflow.grids import custom_grid, optimal_calls, time_grid
 from itoflow.process import GridName
 from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared
 
@@ -82,3 +82,27 @@ def test_grids_refuse_what_they_cannot_do():
 def test_custom_times_are_checked(times, says):
     with pytest.raises(InputError, match=says):
         custom_grid(Preserving(), times, 3)
+
+
+def test_evened_runs_leave_no_gap_in_log_snr():
+    """Where it is evened, a share is uniform in log s: no step is longer than that share alone would make it."""
+    for calls in (24, 48, 56, 64, 100):
+        s = [1 / math.sinh(w) for w in optimal_calls(calls, even=True)[1:]]
+        steps = [math.log(now / after) for now, after in pairwise(s) if now < 100 and after > 0.004]
+        assert max(steps) < math.log(200 / 0.004) / 0.4 / calls * 1.05
+
+
+def test_the_optimal_grid_is_cut_at_both_ends():
+    """From w = start on, n steps end where those from infinity do; the first and last times are the process's."""
+    for calls in (6, 10, 33, 64):
+        for start in (0.01, 0.1, 1.0):
+            cut, whole = optimal_calls(calls, start=start), optimal_calls(calls)
+            assert cut[0] == start
+            assert len(cut) == calls
+            assert all(after > now for now, after in pairwise(cut))
+            assert all(late > early for late, early in zip(cut, whole, strict=True))
+    process = Preserving(t_min=0.2, t_max=0.6)
+    times = time_grid(process, "optimal", 9)
+    assert (times[0], times[-1]) == (0.6, 0.2)
+    steps = [now - after for now, after in pairwise(times)]
+    assert max(steps) < 3 * min(steps)

@@ -1,6 +1,6 @@
 """Targets on which the grids and tables of `auto` were computed, and others on which they are judged.
 
-Mixtures of Gaussians of 1 to 256 dimensions, 3 to 20 modes, mode widths 0.02 to 0.5, isotropic and anisotropic (one
+Mixtures of Gaussians of 1 to 256 dimensions, 2 to 20 modes, mode widths 0.02 to 0.5, isotropic and anisotropic (one
 with axes of a hundredth of its width, as the data of images have), equal and unequal weights and widths; all with mean
 0 and a variance of 1 per dimension on average. None is a target of the comparison with other libraries.
 """
@@ -21,6 +21,10 @@ class Mixture:
         std: of the modes, a number or (K,).
         weights: (K,), None for equal ones.
         axes: (D,), the factor of each axis.
+
+    Attributes:
+        end: s at which x0 is the endpoint.
+        starts: s at which runs start.
     """
 
     def __init__(self, means: Tensor, std: Tensor | float, weights: Tensor | None = None, axes: Tensor | None = None):
@@ -33,6 +37,7 @@ class Mixture:
         total = (self.weights @ means.square()).sum() + self.weights @ std.square() * axes.square().sum()
         scale = (total / size).rsqrt()
         self.means, self.std, self.axes = means * scale, std * scale, axes
+        self.end, self.starts = 1e-4, ("80", "inf")
         self.equal, self.size = bool((std == std[0]).all()), size
 
     def denoise(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
@@ -69,6 +74,9 @@ def training() -> dict[str, Mixture]:
         "32d-5": Mixture(_random(15, 5, 32), 0.4, torch.tensor([1.0, 2.0, 3.0, 1.0, 1.0])),
         "40d-14": Mixture(_random(24, 14, 40), 0.5),
         "48d-8": Mixture(_random(16, 8, 48), 0.3, axes=torch.logspace(-0.5, 0.4, 48)),
+        "64d-3": Mixture(_random(30, 3, 64), 0.4, torch.tensor([1.0, 2.0, 2.0])),
+        "72d-2": Mixture(_random(31, 2, 72), 0.2),
+        "112d-4": Mixture(_random(32, 4, 112), 0.25),
         "80d-4": Mixture(_random(25, 4, 80), 0.35, axes=torch.logspace(-0.3, 0.2, 80)),
         "128d-16": Mixture(_random(17, 16, 128), 0.2),
         "256d-6": Mixture(_random(26, 6, 256), 0.15),

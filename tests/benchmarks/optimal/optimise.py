@@ -6,16 +6,18 @@ n evaluations at theta_0 > ... > theta_(n-1), the last followed by a step to the
 
     x_(k+1) = x_k + sum_j b_kj F_(k-j),   b_kj = beta_kj + (theta_k - theta_(k+1)) delta_kj,   sum_j delta_kj = 0
 
-with beta_kj those of an exponential Adams method in phi = asinh((1/c) / (1/s + 1/S)), s = tan theta. With order 4,
-theta, delta, c and S are free; from 40 evaluations on the order is 5, delta is 0 and the steps of theta are a spline.
+with beta_kj those of exponential Adams methods, a predictor of order p and a corrector of order p + 1 in one, in
+phi = asinh((1/c) / (1/s + 1/S)), s = tan theta. With p = 3, theta, delta, c and S are free; from 40 evaluations on
+p = 4, delta is 0 and the steps of theta are a spline.
 Descent, Adam for the former and L-BFGS for the latter, lowers, averaged over the family and the starts s = 80 and inf,
 
     weight log(rmse) + (1 - weight) log(geometric mean error)     of the endpoint, against 500 Runge-Kutta steps.
 
-The weight is 0.8 up to 12 evaluations, where medians are small beside RMSEs, and 0.5 above. Over a third of the points
+From 13 to 39 evaluations small networks (networks.py) have a share of 0.3 in it.
+
+The weight is 0.8 up to 12 evaluations, where medians are small beside RMSEs, and 0.5 above. Half of the points
 start near a boundary between modes: endpoints alone let errors on the way cancel at the end, and these points do not
-forgive them. Where the first steps are tiny an exact field lets order 5 weigh its history by up to 200 steps, which the
-errors of a network do not survive; `auto` lowers the order of such steps, and loses nothing by it.
+forgive them.
 
     python optimise.py 6,10,18 --seconds 60      improves, or adds to, the files of core and itoflow-samplers
 """
@@ -26,30 +28,48 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from families import Mixture, held_out, training
+from networks import Network, trained
 from torch import Tensor
 
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
 
 NODES = 24
-ORDER, DEPTH = 4, 5
-"""With corrections, which reach one evaluation further back than the method."""
-SMOOTH, SMOOTH_ORDER, KNOTS, ENDS = 40, 5, 14, 4
+ORDER, DEPTH = 3, 5
+"""Of the predictor, and how far back the corrections reach."""
+SMOOTH, SMOOTH_ORDER, KNOTS, ENDS = 40, 4, 14, 4
 """Evaluations from which there are none, the order, the splines of the steps, and how many are free at either end."""
+SHARE, FEW = 0.3, 12
+"""Of the networks in what is lowered, and evaluations up to which they have none, as from `SMOOTH` on."""
+FINE, COARSE = 0.1, 8.0
+"""Of the variable in which times are interpolated, as in itoflow.grids."""
 STARTS = {"80": math.atan(80.0), "inf": math.pi / 2}
 ROOT = Path(__file__).parents[3]
 TIMES = ROOT / "core/itoflow/optimal.json"
 COEFFICIENTS = ROOT / "plugins/samplers/src/itoflow_samplers/auto.json"
 
 
-def flow(target: Mixture, x: Tensor, theta: float, steps: int = 500) -> Tensor:
-    """The endpoint by Runge-Kutta of order 4 in w = asinh(1/s), down to s = 1e-4."""
+Target = Mixture | Network
+
+
+class Problem(NamedTuple):
+    """A target, the name of a start, x there and the exact endpoint."""
+
+    target: Target
+    start: str
+    x: Tensor
+    exact: Tensor
+
+
+def flow(target: Target, x: Tensor, theta: float, steps: int = 500) -> Tensor:
+    """The endpoint by Runge-Kutta of order 4 in w = asinh(1/s), down to the target's last s, and x0 there."""
 
     def slope(x: Tensor, w: float) -> Tensor:
         alpha, sigma = math.tanh(w), 1 / math.cosh(w)
@@ -57,17 +77,18 @@ def flow(target: Mixture, x: Tensor, theta: float, steps: int = 500) -> Tensor:
         return -(alpha * (x - alpha * x0) / sigma - sigma * x0) / math.cosh(w)
 
     w = math.asinh(math.cos(theta) / math.sin(theta))
-    h = (math.asinh(1e4) - w) / steps
+    h = (math.asinh(1 / target.end) - w) / steps
     for _ in range(steps):
         a = slope(x, w)
         b = slope(x + h / 2 * a, w + h / 2)
         c = slope(x + h / 2 * b, w + h / 2)
         x = x + h / 6 * (a + 2 * b + 2 * c + slope(x + h * c, w + h))
         w += h
-    return target.denoise(x, math.cos(math.atan(1e-4)), math.sin(math.atan(1e-4)))
+    last = math.atan(target.end)
+    return target.denoise(x, math.cos(last), math.sin(last))
 
 
-def near_a_boundary(target: Mixture, z: Tensor, keep: int) -> Tensor:
+def near_a_boundary(target: Target, z: Tensor, keep: int) -> Tensor:
     """Of the starts z those whose endpoints move most when they do, but for the last 0.5 per cent.
 
     They lie near a boundary between modes, and an error on the way there sends them to the wrong one.
@@ -77,27 +98,37 @@ def near_a_boundary(target: Mixture, z: Tensor, keep: int) -> Tensor:
     return z[grown.argsort(descending=True)[len(z) // 200 :][:keep]]
 
 
-def problems(family: dict[str, Mixture], points: int, near: int = 0) -> list[tuple[str, str, Mixture, Tensor, Tensor]]:
-    """(target, start, mixture, x at the start, exact endpoint); `near` of the points from near a boundary."""
+def problems(family: Mapping[str, Target], points: int, near: int = 0) -> list[Problem]:
+    """Of each target, from each of its starts; `near` of the points from near a boundary."""
     made = []
-    for i, (name, target) in enumerate(family.items()):
+    for i, target in enumerate(family.values()):
         z = torch.randn(points, target.size, generator=torch.Generator().manual_seed(100 + i))
         if near:
             pool = torch.randn(10 * near, target.size, generator=torch.Generator().manual_seed(200 + i))
             z = torch.cat([z[near:], near_a_boundary(target, pool, near)])
-        for start, theta in STARTS.items():
-            x = z * math.sin(theta)
-            made.append((name, start, target, x, flow(target, x, theta)))
+        for start in target.starts:
+            x = z * math.sin(STARTS[start])
+            made.append(Problem(target, start, x, flow(target, x, STARTS[start])))
     return made
 
 
 def angles(steps: Tensor, start: float) -> Tensor:
-    """theta_0 to theta_n from the logarithms of the n - 1 steps in asinh(1/s), counted from s = inf."""
-    w = torch.cumsum(steps.exp(), 0)
+    """theta_0 to theta_n from the logarithms of the n - 1 steps in asinh(1/s), counted from s = inf.
+
+    What starts elsewhere takes n steps of equal length in k / n from there, as the grid `optimal` does.
+    """
+    w, n = torch.cumsum(torch.cat([torch.zeros(1), steps.exp()]), 0), len(steps) + 1
     first = math.asinh(math.cos(start) / math.sin(start))
-    if len(w):
-        w = first + w * (1 - first / w[-1].detach())
-    return torch.cat([torch.tensor([start]), torch.atan(1 / torch.sinh(w)), torch.zeros(1)])
+    if start == STARTS["inf"]:
+        return torch.cat([torch.tensor([start]), torch.atan(1 / torch.sinh(w[1:])), torch.zeros(1)])
+    g = torch.cat([torch.asinh(1 / FINE / (torch.sinh(w) + 1 / COARSE)), torch.zeros(1)])
+    at = math.asinh(1 / FINE / (math.sinh(first) + 1 / COARSE))
+    i = int((g.detach() > at).sum()) - 1
+    place = i + (g[i] - at) / (g[i] - g[i + 1])
+    places = place + (1 - place / n) * torch.arange(1, n)
+    low = places.detach().floor().long()
+    q = FINE * (g[low] + (places - low) * (g[low + 1] - g[low])).sinh()
+    return torch.cat([torch.tensor([start]), torch.atan2(q, 1 - q / COARSE), torch.zeros(1)])
 
 
 def phi_of(theta: Tensor, c: Tensor, S: Tensor) -> Tensor:
@@ -105,35 +136,45 @@ def phi_of(theta: Tensor, c: Tensor, S: Tensor) -> Tensor:
 
 
 def coefficients(theta: Tensor, order: int, deltas: Tensor, c: Tensor, S: Tensor) -> Tensor:
-    """b, (n, depth); deltas are (n, depth - 1)."""
+    """b, (n, depth); deltas are (n, depth - 1), depth at least order + 1."""
     depth = deltas.shape[1] + 1
     n, phi = len(theta) - 1, phi_of(theta, c, S)
     i = torch.arange(1, NODES)
     off = i / (4 * i * i - 1.0).sqrt()
     jacobi = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
     x, measure = jacobi.eigenvalues, 2 * jacobi.eigenvectors[0] ** 2
-    h = (theta[:-1] - theta[1:])[:, None]
-    rows = []
+    low, high = phi[:-1, None], phi[1:, None]
+    at = (low + high) / 2 + (high - low) / 2 * x
+    q = c * at.sinh()
+    density = -c * at.cosh() / ((1 - q / S) ** 2 + q * q) * measure * (high - low) / 2
+
+    def beta(i: Tensor, back: range) -> list[Tensor]:
+        """Of the steps i, through the values `back` of them."""
+        found = []
+        for j in back:
+            basis = torch.ones(len(i), NODES)
+            for m in back:
+                if m != j:
+                    basis = basis * (at[i] - phi[i - m, None]) / (phi[i - j, None] - phi[i - m, None])
+            found.append((basis * density[i]).sum(1))
+        return found
+
+    rows, missed = [], torch.zeros(1, depth)
     for k in range(1, min(order, n) + 1):  # the first rows alone, then all that have full history at once
         i = torch.arange(k - 1, k if k < order else n)
-        low, high = phi[i, None], phi[i + 1, None]
-        at = (low + high) / 2 + (high - low) / 2 * x
-        q = c * at.sinh()
-        density = -c * at.cosh() / ((1 - q / S) ** 2 + q * q) * measure * (high - low) / 2
-        beta = []
-        for j in range(k):
-            basis = torch.ones_like(at)
-            for m in range(k):
-                if m != j:
-                    basis = basis * (at - phi[i - m, None]) / (phi[i - j, None] - phi[i - m, None])
-            beta.append((basis * density).sum(1))
-        beta += [torch.zeros(len(i))] * (depth - k)
-        rows.append(torch.stack(beta, 1))
+        none = [torch.zeros(len(i))] * (depth - k - 1)
+        predictor, corrector = beta(i, range(k)), beta(i, range(-1, k))
+        predicted = torch.stack([*predictor, *none, torch.zeros(len(i))], 1)
+        behind = torch.stack([torch.zeros(len(i)), *predictor, *none], 1)
+        rows.append((predicted, torch.stack([*corrector, *none], 1) - behind))
+    predicted, missed = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    missed = torch.cat([torch.zeros(1, depth), missed[:-1]])
     used = (torch.arange(n)[:, None] >= torch.arange(1, depth)).double() * deltas
-    return torch.cat(rows) + h * torch.cat([-used.sum(1, keepdim=True), used], 1)
+    h = (theta[:-1] - theta[1:])[:, None]
+    return predicted + missed + h * torch.cat([-used.sum(1, keepdim=True), used], 1)
 
 
-def run(target: Mixture, x: Tensor, theta: Tensor, b: Tensor) -> Tensor:
+def run(target: Target, x: Tensor, theta: Tensor, b: Tensor) -> Tensor:
     """The endpoint of the method."""
     history: list[Tensor] = []
     for k in range(len(b)):
@@ -149,12 +190,12 @@ def errors(x: Tensor, exact: Tensor) -> Tensor:
     return (x - exact).square().mean(1).clamp(min=1e-26).sqrt()
 
 
-def judged(entry: dict[str, Any], made: list[Any]) -> tuple[float, float]:
+def judged(entry: dict[str, Any], made: list[Problem]) -> tuple[float, float]:
     """Median and RMSE, geometric means over targets and starts."""
     medians, rmses = [], []
     steps, order, deltas, c, S = unpack(entry)
     with torch.no_grad():
-        for _, start, target, x, exact in made:
+        for target, start, x, exact in made:
             theta = angles(steps, STARTS[start])
             e = errors(run(target, x, theta, coefficients(theta, order, deltas, c, S)), exact)
             medians.append(float(e.median().log()))
@@ -162,7 +203,7 @@ def judged(entry: dict[str, Any], made: list[Any]) -> tuple[float, float]:
     return math.exp(sum(medians) / len(made)), math.exp(sum(rmses) / len(made))
 
 
-def summary(entry: dict[str, Any], made: list[Any]) -> str:
+def summary(entry: dict[str, Any], made: list[Problem]) -> str:
     return "{:.2e} ({:.2e})".format(*judged(entry, made))
 
 
@@ -208,20 +249,24 @@ def stretched(entry: dict[str, Any], n: int, *, corrected: bool) -> dict[str, An
     return {"order": ORDER, "w": w, "phi": entry["phi"], "delta": delta.tolist()}
 
 
-def loss(made: list[Any], weight: float, steps: Tensor, order: int, deltas: Tensor, c: Tensor, S: Tensor) -> Tensor:
+def loss(made: list[Problem], weight: float, steps: Tensor, order: int, deltas: Tensor, c: Tensor, S: Tensor) -> Tensor:
     """Averaged over the problems."""
     methods = {}
     for start, at in STARTS.items():
         theta = angles(steps, at)
         methods[start] = theta, coefficients(theta, order, deltas, c, S)
-    parts = []
-    for _, start, target, x, exact in made:
+    parts: dict[type, list[Tensor]] = {}
+    for target, start, x, exact in made:
         e = errors(run(target, x, *methods[start]), exact)
-        parts.append(weight * e.square().mean().log() / 2 + (1 - weight) * e.log().mean())
-    return torch.stack(parts).mean()
+        value = weight * e.square().mean().log() / 2 + (1 - weight) * e.log().mean()
+        parts.setdefault(type(target), []).append(value)
+    means = {kind: torch.stack(values).mean() for kind, values in parts.items()}
+    laws, nets = (means.get(kind, torch.zeros(())) for kind in (Mixture, Network))
+    share = {1: float(Network in means)}.get(len(means), SHARE)
+    return (1 - share) * laws + share * nets
 
 
-def corrected(n: int, entry: dict[str, Any], made: list[Any], seconds: float) -> dict[str, Any]:
+def corrected(n: int, entry: dict[str, Any], made: list[Problem], seconds: float) -> dict[str, Any]:
     """Adam from `entry`, on some problems and points at a time; the last iterate, its learning rate falling to zero."""
     steps, order, deltas, c, S = unpack(entry)
     log_c, log_S = c.log(), S.log()
@@ -233,9 +278,8 @@ def corrected(n: int, entry: dict[str, Any], made: list[Any], seconds: float) ->
             group["lr"] = rate * min(1.0, 2 * left)
         some = []
         for i in torch.randperm(len(made), generator=generator)[:8].tolist():
-            name, start, target, x, exact = made[i]
-            part = torch.randperm(len(x), generator=generator)[:144]
-            some.append((name, start, target, x[part], exact[part]))
+            part = torch.randperm(len(made[i].x), generator=generator)[:144]
+            some.append(made[i]._replace(x=made[i].x[part], exact=made[i].exact[part]))
         optimiser.zero_grad()
         loss(some, weight_of(n), steps, order, deltas, log_c.exp(), log_S.exp()).backward()
         torch.nn.utils.clip_grad_norm_([*free, deltas], 1.0)
@@ -243,7 +287,7 @@ def corrected(n: int, entry: dict[str, Any], made: list[Any], seconds: float) ->
     return pack(steps.detach(), order, deltas.detach(), log_c.detach().exp(), log_S.detach().exp())
 
 
-def smooth(n: int, entry: dict[str, Any], made: list[Any], seconds: float) -> dict[str, Any]:
+def smooth(n: int, entry: dict[str, Any], made: list[Problem], seconds: float) -> dict[str, Any]:
     """L-BFGS from the steps of `entry`, on all problems at once; the best iterate."""
     basis = splines(n - 1)
     steps, _, _, c, S = unpack(entry)
@@ -319,7 +363,7 @@ def store(entries: dict[int, dict[str, Any]]) -> None:
     write(COEFFICIENTS, rest)
 
 
-def start(n: int, stored: dict[int, dict[str, Any]], made: list[Any]) -> dict[str, Any]:
+def start(n: int, stored: dict[int, dict[str, Any]], made: list[Problem]) -> dict[str, Any]:
     """Where the descent for n evaluations starts: what is stored for it, or the best of some guesses."""
     if n in stored:
         return stored[n]
@@ -337,14 +381,23 @@ def main() -> None:
     parser.add_argument("evaluations")
     parser.add_argument("--seconds", type=float, default=50.0, help="of computing, times 1 + n / 32")
     options = parser.parse_args()
-    made, others = problems(training(), 256, near=96), problems(held_out(), 320)
+    laws, others = problems(training(), 320, near=160), problems(held_out(), 320)
+    networks = problems(trained(), 256)
     for n in map(int, options.evaluations.split(",")):
-        entry = start(n, load(), made[::5])
-        before = summary(entry, others)
-        entry = (smooth if n >= SMOOTH else corrected)(n, entry, made, options.seconds * (1 + n / 32))
-        print(
-            n, "held-out before", before, "after", summary(entry, others), "training", summary(entry, made), flush=True
-        )
+        made = [*laws, *networks] if FEW < n < SMOOTH else laws
+        entry = start(n, load(), laws[::5])
+        for when in ("before", "after"):
+            print(
+                n,
+                when,
+                *(
+                    f"{name} {summary(entry, of)}"
+                    for name, of in (("laws", laws), ("networks", networks), ("held out", others))
+                ),
+                flush=True,
+            )
+            if when == "before":
+                entry = (smooth if n >= SMOOTH else corrected)(n, entry, made, options.seconds * (1 + n / 32))
         store({**load(), n: entry})
 
 

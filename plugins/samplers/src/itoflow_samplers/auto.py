@@ -4,19 +4,31 @@ Every Gaussian process has the same flow up to scale and time (`itoflow_samplers
 one is good on all. With theta = arctan(s / c), s = sigma / alpha, c the standard deviation of the data, and n
 evaluations at the times of the grid `optimal`, a step in the frame `v` is
 
-    z_(k+1) = z_k + sum_j [beta_kj + (theta_k - theta_(k+1)) delta_kj] F_(k-j),   sum_j delta_kj = 0,        (1)
+    z_(k+1) = z_k + sum_j [beta_kj + (theta_k - theta_(k+1)) delta_kj] F_(k-j),   sum_j delta_kj = 0.       (1)
 
-beta of the exponential Adams method of order 4 (lower at the start) in the variable `bounded`, and delta a stored
-correction; from 40 evaluations on, where steps are short, of order 5 and without correction. Times, the variable and
-delta were found together, for each n, by descent on the endpoint's error over mixtures of Gaussians of 1 to 256
-dimensions (tests/benchmarks/optimal). The last step leads to the data, s = 0, by (1) too; where t_min leaves so much
-noise that it is much longer than the one before, it is E[x0 | x]: nothing says how F goes on below t_min.
+beta is a predictor and a corrector in one, as UniPC has them: the exponential Adams method of order p in the variable
+`bounded`, and what its implicit partner of order p + 1 over the step before, which knows F_k, has more than it had:
 
-For a number of evaluations that is not stored the coefficients are interpolated along the run, like the times. For a
-process that is not Gaussian: Adams of order 2 in the velocity.
+    beta_kj = predictor_kj + corrector_(k-1)j - predictor_(k-1)(j-1),   the corrector's F_k first.          (2)
+
+So z is what is predicted, at which F is taken, and its corrected value is never formed. delta is a stored correction;
+from 40 evaluations on, where steps are short, there is none. Times, the variable and delta were found together, for
+each n, by descent on the endpoint's error over mixtures of Gaussians of 1 to 256 dimensions, for 18 over small networks
+too (tests/benchmarks/optimal). Where t_min leaves noise, there is none from 23 on, and a share of the times is uniform
+in log s (`itoflow.grids.evened`): what a network learns varies where no exact law does. For a number of evaluations
+that is not stored the coefficients are interpolated along the run, like the times.
+
+The last step leads to the data, s = 0, by (1) too. Where t_min leaves so much noise that a call would be below it, the
+run is cut there: the last call is at t_min, and its E[x0 | x] is the end, as nothing says how F goes on below.
+
+A network that predicts noise (or the score) has an error in x0 that is s times as large: at high noise F varies as log
+s does, whatever the data. For it the times are uniform in log s, the variable is like log s, and there is no delta.
+
+For a process that is not Gaussian: Adams of order 2 in the velocity.
 
 References:
     Solving Ordinary Differential Equations I (Hairer, Norsett and Wanner, 1993), section III.1, for the form.
+    UniPC (Zhao et al., 2023), https://arxiv.org/abs/2302.04867, for (2).
     Align Your Steps (Sabour et al., 2024), https://arxiv.org/abs/2404.14507, for times that are optimised.
 """
 
@@ -26,7 +38,7 @@ import json
 import math
 from collections.abc import Mapping
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -34,6 +46,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from itoflow import Field, GaussianProcess, ProcessSpec, Row, Table, TableSampler
+from itoflow.field import NetworkField
+from itoflow.grids import evened, optimal_reaches, run_length
 from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.sampler import GridOption
@@ -41,19 +55,21 @@ from itoflow_samplers.frames import Frame, Point, points
 from itoflow_samplers.multistep import multistep_rows
 
 Deltas = list[list[float]]
-LARGEST = 30.0
+LARGEST = 8.0
 """What sum |beta_kj| may be, in steps: the errors of a network grow by as much."""
-LONGEST = 1.5
-"""What the last step may be over the one before it in theta; else it is E[x0 | x]."""
-ORDER = 4
-"""On a grid of the user's, whose steps may be long."""
+ORDER, LOW_ORDER, FEW = 3, 2, 20
+"""Without corrections: p, and p for fewer evaluations than `FEW`, whose steps are long."""
+SMOOTH, MANY = 48.0, 40
+"""For times that are `evened`: the evaluations whose method has no corrections, and from which its order is taken."""
+WIDER = 4.0
+"""How far the variable's bend lies beyond the times, without corrections."""
 
 
 class Method(NamedTuple):
     """What is stored for one number of evaluations besides the times.
 
     Arguments:
-        order: of the Adams method.
+        order: p of the predictor.
         bend: (a, b) of the variable `bounded`.
         deltas: delta_kj of equation (1), j from 1, a list for each step.
     """
@@ -69,9 +85,11 @@ class Auto(TableSampler):
     steps: Annotated[int, Ge(1)] = 32
     """Number of network evaluations."""
     grid: GridOption = "auto"
-    """`auto` is `optimal`, for which the corrections are; on another grid there are none."""
+    """`auto` is `optimal`, for which the corrections are, or for noise `log-snr`; without corrections, as any other."""
     data_std: Annotated[float, Gt(0)] | None = None  # type: ignore[assignment]
     """Standard deviation of the data, c, data units; None is what the field says, or 1 for a table by itself."""
+    noise: bool | None = None
+    """Whether the network predicts noise, or the score; None is what the field says, or false for a table by itself."""
 
     def table(self, process: ProcessSpec) -> Table:
         """One row a step."""
@@ -79,20 +97,23 @@ class Auto(TableSampler):
             times, ending = self.replace(data_std=1.0).times(process)
             return Table((*multistep_rows(process, times, Frame("velocity"), "own", 2), *ending))
         std = self.data_std or 1.0
-        corrected = self.grid in ("auto", "optimal")
-        sampler = self.replace(data_std=std, grid="optimal" if corrected else self.grid)
+        chosen = ("log-snr" if self.noise else "optimal") if self.grid == "auto" else self.grid
+        sampler = self.replace(data_std=std, grid=chosen)
         times, ending = sampler.times(process)
         knots = points(process, times)
-        if ending:
-            knots.append(Point(0.0, alpha=1.0, sigma=0.0))
-        method = method_of(len(knots) - 1)
-        if not corrected:
-            method = Method(ORDER, method.bend, [[0.0]] * len(method.deltas))
-        frame = Frame("v", std, method.bend)
-        rows = _rows(process, knots, frame, method)
-        if ending and _leaps(knots, frame):
-            rows[-1:] = ending
-        return Table(tuple(rows))
+        if chosen == "optimal":
+            if ending and not optimal_reaches(process, self.steps, std):
+                knots, ending = [*knots, Point(0.0, alpha=1.0, sigma=0.0)], ()
+            steps = len(knots) - 1
+            length = run_length(process, steps, std) if knots[-1].sigma > 0 else float(steps)
+            if evened(process, steps):
+                method = method_of(max(length, SMOOTH), steps)
+                method = method._replace(order=ORDER if steps < MANY else method.order)
+            else:
+                method = method_of(length, steps)
+        else:
+            method = plain(knots, std)
+        return Table((*_rows(process, knots, Frame("v", std, method.bend), method), *ending))
 
     def __call__(
         self,
@@ -104,59 +125,75 @@ class Auto(TableSampler):
         callback: Callback | None = None,
     ) -> Tensor:
         """x at data time from x at prior time; see `itoflow.Sampler`."""
-        if self.data_std is None:
-            chosen = self.replace(data_std=field.data_std)
-            return chosen(field, x, cond, generator=generator, callback=callback)
+        if self.data_std is None or self.noise is None:
+            known = self.replace(
+                data_std=self.data_std or field.data_std,
+                noise=_predicts_noise(field) if self.noise is None else self.noise,
+            )
+            return known(field, x, cond, generator=generator, callback=callback)
         return super().__call__(field, x, cond, generator=generator, callback=callback)
+
+
+def _predicts_noise(field: Field) -> bool:
+    return isinstance(field, NetworkField) and field.parametrization.prediction in ("eps", "score")
 
 
 def _rows(process: ProcessSpec, knots: list[Point], frame: Frame, method: Method) -> list[Row]:
     """Equation (1) along the knots."""
-    rows, deltas = [], method.deltas
+    rows, missed = [], [0.0]
     for k, (now, after) in enumerate(pairwise(knots)):
-        beta = _beta(process, knots, k, frame, method.order)
+        predictor, corrector = _beta(process, knots, k, frame, method.order)
         h, n = frame.w(after) - frame.w(now), frame.scale(after)
-        delta = [-sum(deltas[k]), *deltas[k]]
-        size = max(len(beta), len(delta)) if any(deltas[k]) else len(beta)
-        b = []
-        for j in range(min(size, k + 1)):
-            weight = (beta[j] if j < len(beta) else 0.0) + (h * delta[j] if j < len(delta) else 0.0)
-            b.append(n * weight * frame.call(knots[k - j])[2])
+        delta = [h * d for d in (-sum(method.deltas[k]), *method.deltas[k])]
+        weights = [sum(parts) for parts in zip_longest(predictor, missed, delta, fillvalue=0.0)][: k + 1]
+        while len(weights) > 1 and weights[-1] == 0:
+            weights.pop()
+        missed = [c - p for c, p in zip_longest(corrector, [0.0, *predictor], fillvalue=0.0)]
+        b = [n * weight * frame.call(knots[k - j])[2] for j, weight in enumerate(weights)]
         out, f, _ = frame.call(now)
         rows.append(Row(now.t, out=out, a=n / frame.scale(now), b=tuple(b), f=f))
     return rows
 
 
-def _leaps(knots: list[Point], frame: Frame) -> bool:
-    lengths = [abs(frame.w(after) - frame.w(now)) for now, after in pairwise(knots[-3:])]
-    return len(lengths) > 1 and lengths[1] > LONGEST * lengths[0]
-
-
-def _beta(process: ProcessSpec, knots: list[Point], k: int, frame: Frame, order: int) -> list[float]:
-    """beta_kj of the highest order up to this one that weighs its history by no more than `LARGEST`.
+def _beta(
+    process: ProcessSpec, knots: list[Point], k: int, frame: Frame, order: int
+) -> tuple[list[float], list[float]]:
+    """Predictor and corrector of the highest order up to this one that weigh their history by no more than `LARGEST`.
 
     A step that is long beside those before it, as the last is where t_min leaves much noise, extrapolates from them.
     """
     now, after = knots[k], knots[k + 1]
     for nodes in (knots[max(k - i + 1, 0) : k + 1][::-1] for i in range(order, 0, -1)):
-        beta = frame.weights(now, after, nodes, "bounded", process)
-        if sum(map(abs, beta)) <= LARGEST * abs(sum(beta)):
-            return beta
-    return beta
+        found = [frame.weights(now, after, places, "bounded", process) for places in (nodes, [after, *nodes])]
+        if all(sum(map(abs, beta)) <= LARGEST * abs(sum(beta)) for beta in found):
+            break
+    return found[0], found[1]
 
 
-def method_of(n: int) -> Method:
-    """The method of n evaluations; where it is not stored, that of the nearest number, interpolated along the run."""
+def plain(knots: list[Point], std: float) -> Method:
+    """Without corrections, the variable like log s between the times."""
+    s = [at.s / std for at in knots if 0 < at.s < math.inf] or [1.0]
+    order = ORDER if len(knots) >= FEW else LOW_ORDER
+    return Method(order, (s[-1] / WIDER, s[0] * WIDER), [[0.0]] * (len(knots) - 1))
+
+
+def method_of(n: float, steps: int | None = None) -> Method:
+    """The method of n evaluations; where it is not stored, that of the nearest number, interpolated along the run.
+
+    Arguments:
+        steps: how many of its steps, from the first.
+    """
+    steps = int(n) if steps is None else steps
     stored = _stored()
     near = min(stored, key=lambda m: (abs(math.log(m / n)), m))
     order, bend, deltas = stored[near]
     depth = max(map(len, deltas), default=0) + 1
     if near == n and deltas:
-        return Method(order, bend, deltas)
+        return Method(order, bend, deltas[:steps])
     if not deltas or near <= depth or n <= depth:
-        return Method(order, bend, [[0.0]] * n)
-    rest = [_between(deltas, depth + k * (near - 1 - depth) / max(n - 1 - depth, 1)) for k in range(n - depth)]
-    return Method(order, bend, [*deltas[:depth], *rest])
+        return Method(order, bend, [[0.0]] * steps)
+    rest = [_between(deltas, depth + k * (near - 1 - depth) / max(n - 1 - depth, 1)) for k in range(steps - depth)]
+    return Method(order, bend, [*deltas[:depth], *rest][:steps])
 
 
 def _between(deltas: Deltas, place: float) -> list[float]:

@@ -118,10 +118,9 @@ class StochasticAdams(StochasticMultistep):
     data_std: Annotated[FiniteFloat, Gt(0)] = 1.0
     """c, the standard deviation of the data, data units."""
 
-    @property
-    def open_ended(self) -> bool:
+    def open_ended(self, process: ProcessSpec) -> bool:
         """So is (1)."""
-        return self.grid == "auto" or super().open_ended
+        return self.grid == "auto" or super().open_ended(process)
 
     def grid_times(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
         """Equation (1) for `auto`."""

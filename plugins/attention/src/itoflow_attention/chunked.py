@@ -48,8 +48,8 @@ class Chunked(Attention):
     preference: ClassVar[int] = 10
 
     block: Annotated[int, Gt(0)] | None = None
-    """Logits held at once, None for 2^17 on a CPU, whose cache holds them, and 2^20 elsewhere; a block has at least 16
-    queries of one head where there are as many."""
+    """Logits held at once, None for 2^17 for each thread of a CPU, whose cache holds them, and 2^20 elsewhere; a block
+    has at least 16 queries of one head where there are as many."""
 
     def supports(self, call: AttentionCall) -> tuple[str, ...]:
         """All but second derivatives."""
@@ -77,7 +77,7 @@ class Chunked(Attention):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         if not k.shape[2]:  # there is nothing to cut
             return Math()(q, k, v, bias=bias, dropout=dropout, scale=scale)
-        block = self.block or (2**17 if q.device.type == "cpu" else 2**20)
+        block = self.block or (2**17 * torch.get_num_threads() if q.device.type == "cpu" else 2**20)
         out: Tensor = _untraced(q, k, v, bias, block, scale, dropout)
         return out
 

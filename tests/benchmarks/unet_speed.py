@@ -19,10 +19,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from torch.nn import functional as F
 
 from itoflow import DataSpec
 from itoflow_attention.chunked import Chunked
-from itoflow_unet import norm
 from itoflow_unet.diffusers_config import from_config
 from itoflow_unet.diffusers_weights import from_state
 from itoflow_unet.norm import Norm
@@ -43,8 +43,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     data = DataSpec(shape=(3, 32, 32))
     ours = from_config(theirs.config, data).build(data)
     ours.load_state_dict(from_state(ours, theirs.state_dict()))
-    apart = patch.object(Norm, "joins", lambda norm, *parts: False)
-    whole = patch.object(norm, "SMALL", math.inf)
+    apart = patch.object(Norm, "silu", lambda norm, x: F.silu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias)))
     fused = patch.object(Chunked, "preference_for", lambda backend, call: backend.preference)
 
     def without(change: object) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -58,7 +57,6 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
         "diffusers": lambda x, t: theirs(x, 1000 * t - 1).sample,
         "itoflow": lambda x, t: ours(x, t, {}),
         "norm and SiLU apart": without(apart),
-        "skips concatenated": without(whole),
         "torch's attention": without(fused),
     }
 

@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from itoflow.attention import attention
 from itoflow_unet.norm import Norm
-from itoflow_unet.resample import CONVOLUTIONS, Convolution
+from itoflow_unet.resample import CONVOLUTIONS
 from itoflow_unet.unet import UNet
 
 Resampling = Callable[[Tensor], Tensor]
@@ -50,15 +50,10 @@ class ResidualBlock(nn.Module):
         self.modulation = (1 + spec.scale_shift) * outside
         """Numbers that the block takes from the time embedding."""
 
-    def forward(
-        self, x: Tensor, e: Tensor, resampling: Resampling = unchanged, *, skip: Tensor | None = None
-    ) -> Tensor:
-        """e: (B, modulation); skip: (B, C', ...), more channels of x."""
-        parts: tuple[Tensor, ...] = (x,) if skip is None else (x, skip)
-        if skip is not None and not self.norm_1.joins(*parts):
-            parts = (torch.cat(parts, dim=1),)
-        h = self.conv_1(resampling(self.norm_1.silu(*parts)))
-        parts = tuple(map(resampling, parts))
+    def forward(self, x: Tensor, e: Tensor, resampling: Resampling = unchanged) -> Tensor:
+        """e: (B, modulation)."""
+        h = self.conv_1(resampling(self.norm_1.silu(x)))
+        x = resampling(x)
         e = e.unflatten(1, (-1, *[1] * (x.ndim - 2)))
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
@@ -67,20 +62,8 @@ class ResidualBlock(nn.Module):
             h = self.norm_2.silu(h + e)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        y: Tensor = self.conv_2(h)
-        for part in parts if self.project is None else _by_parts(self.project, parts):
-            y = y.add_(part)
+        y: Tensor = self.conv_2(h).add_(x if self.project is None else self.project(x))
         return y if self.rescale == 1 else y / self.rescale
-
-
-def _by_parts(conv: Convolution, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """What a 1x1 convolution of the parts together is the sum of."""
-    if len(parts) == 1:
-        yield conv(parts[0])
-        return
-    weights = conv.weight.split([part.shape[1] for part in parts], dim=1)
-    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        yield F.conv2d(part, weight, None if i else conv.bias)
 
 
 class Projection(nn.Linear):

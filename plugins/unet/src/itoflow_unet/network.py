@@ -172,7 +172,7 @@ class Up(nn.Module):
         if output is not None:
             output = double_filtered(output, h.shape[2:])
         for block, attend in zip(self.blocks, self.attentions, strict=True):
-            h = attend(block(h, next(parts), skip=skips.pop()))
+            h = attend(block(torch.cat([h, skips.pop()], dim=1), next(parts)))
         if self.image is not None:
             here = self.image(h)
             output = here if output is None else output + here

@@ -128,8 +128,8 @@ def evened(process: GaussianProcess, n: int) -> bool:
 
 
 def optimal_reaches(process: GaussianProcess, n: int, data_std: float) -> bool:
-    """Whether the last of n calls would be at t_min or beyond."""
-    return n > 1 and optimal_calls(n, even=evened(process, n))[-1] >= _ends(process, data_std)[1]
+    """Whether the last of n calls is at t_min: it would be there or beyond, or the calls are `evened`."""
+    return n > 1 and (evened(process, n) or optimal_calls(n)[-1] >= _ends(process, data_std)[1])
 
 
 def run_length(process: GaussianProcess, n: int, data_std: float) -> float:

@@ -18,8 +18,8 @@ too (tests/benchmarks/optimal). Where t_min leaves noise, there is none from 23 
 in log s (`itoflow.grids.evened`): what a network learns varies where no exact law does. For a number of evaluations
 that is not stored the coefficients are interpolated along the run, like the times.
 
-The last step leads to the data, s = 0, by (1) too. Where t_min leaves so much noise that a call would be below it, the
-run is cut there: the last call is at t_min, and its E[x0 | x] is the end, as nothing says how F goes on below.
+The last step leads to the data, s = 0, by (1) too. Where t_min leaves so much noise that a call would be below it, or
+the times are evened, the last call is at t_min, and its E[x0 | x] is the end, as nothing says how F goes on below.
 
 A network that predicts noise (or the score) has an error in x0 that is s times as large: at high noise F varies as log
 s does, whatever the data. For it the times are uniform in log s, the variable is like log s, and there is no delta.

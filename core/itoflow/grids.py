@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -112,10 +113,7 @@ def calls_to(n: int, end: float, *, even: bool = False) -> float:
     low, high = float(n), 2.0 * n
     while _call(high, n, even) > end:
         low, high = high, 2 * high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _call(middle, n, even) > end else (low, middle)
-    return high
+    return _turn(lambda length: _call(length, n, even) > end, low, high)[1]
 
 
 def evened(process: GaussianProcess, n: int) -> bool:
@@ -154,20 +152,22 @@ def _stored(even: bool) -> dict[int, list[float]]:
 
 def _spread(calls: list[float]) -> list[float]:
     """The calls with `_SHARE` of them moved to be uniform in log s, but for the last step, which goes to s = 0."""
-    n, g, found = len(calls) + 1, _curve_of(calls), []
+    n, g = len(calls) + 1, _curve_of(calls)
     falling = [-value for value in g]
-    for k in range(1, n):
-        high, low = math.log(1e6), math.log(1e-6)  # of log s
-        for _ in range(50):
-            middle = (high + low) / 2
-            s = math.exp(middle)
-            at = math.asinh(1 / _FINE / (1 / s + 1 / _COARSE))
-            i = min(bisect_right(falling, -at), n) - 1
-            optimal = (i + (g[i] - at) / (g[i] - g[i + 1])) / n
-            even = (1 - 1 / n) * max(math.log(_HIGH / s) / math.log(_HIGH / _LOW), 0) if s > _LOW else 1 - s / _LOW / n
-            high, low = (middle, low) if (1 - _SHARE) * optimal + _SHARE * even < k / n else (high, middle)
-        found.append(math.asinh(math.exp(-high)))
-    return found
+
+    def share(log_s: float) -> float:
+        """How much of the run is before this s."""
+        s = math.exp(log_s)
+        at = math.asinh(1 / _FINE / (1 / s + 1 / _COARSE))
+        i = min(bisect_right(falling, -at), n) - 1
+        optimal = (i + (g[i] - at) / (g[i] - g[i + 1])) / n
+        even = (1 - 1 / n) * max(math.log(_HIGH / s) / math.log(_HIGH / _LOW), 0) if s > _LOW else 1 - s / _LOW / n
+        return (1 - _SHARE) * optimal + _SHARE * even
+
+    def call(k: int) -> float:
+        return math.asinh(math.exp(-_turn(lambda log_s: share(log_s) < k / n, math.log(1e6), math.log(1e-6))[0]))
+
+    return [call(k) for k in range(1, n)]
 
 
 _MANY, _SHARE, _HIGH, _LOW, _SHAPES = 22, 0.4, 200.0, 0.004, 48
@@ -204,11 +204,15 @@ def _between(values: list[float], place: float) -> float:
 
 def _place(n: float, w: float, even: bool) -> float:
     """Where a run of n calls is at w."""
-    low, high = 0.0, float(n)
-    for _ in range(50 if w > 0 else 0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _call(n, middle, even) < w else (low, middle)
-    return low
+    return _turn(lambda place: _call(n, place, even) < w, 0.0, float(n))[0] if w > 0 else 0.0
+
+
+def _turn(before: Callable[[float], bool], first: float, last: float) -> tuple[float, float]:
+    """The last number for which `before` holds and the first for which it does not, from one end to the other."""
+    for _ in range(50):
+        middle = (first + last) / 2
+        first, last = (middle, last) if before(middle) else (first, middle)
+    return first, last
 
 
 def _optimal_log_snr(process: GaussianProcess, n: int, data_std: float) -> torch.Tensor:

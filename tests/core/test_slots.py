@@ -6,13 +6,12 @@ import random
 
 import pytest
 import torch
-from torch import nn
 
 from itoflow import NetworkField, Parametrization, Row
 from itoflow.loop import run_table
 from itoflow.slots import Slots, slots
 from itoflow.table import Table
-from itoflow.testing.memory import Peak
+from itoflow.testing.memory import Peak, Scaled
 from itoflow.testing.problems import Exploding, seeded
 
 
@@ -78,19 +77,10 @@ def test_an_output_that_only_the_next_input_reads_is_overwritten_unless_noise_is
     assert slots([rows[0], Row(0.5, q=(0.5,), r=0.1, b=(1.0,))]).count == 2
 
 
-class Pull(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.7))
-
-    def forward(self, x, t, cond):
-        return x * self.weight
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_a_run_on_slots_equals_the_formula_and_holds_no_more(seed):
     """Equations (1) to (3) of `itoflow.table` with the whole history; memory counted by storage."""
-    field = NetworkField(Pull().double(), Exploding(), Parametrization(prediction="v", data_std=0.6))
+    field = NetworkField(Scaled().double(), Exploding(), Parametrization(prediction="v", data_std=0.6))
     rows, x = sparse(seed), torch.randn(3, 200, generator=seeded(0)).double()
     generator, u, history = seeded(1), x, []
     for row in rows:

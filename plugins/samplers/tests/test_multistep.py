@@ -8,11 +8,10 @@ from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
 
 from itoflow import GaussianProcess, IncompatibleError, NetworkField, OptionError, Parametrization
 from itoflow.testing import fitted_order
-from itoflow.testing.memory import Peak
+from itoflow.testing.memory import Peak, Scaled
 from itoflow.testing.problems import Preserving, Straight, Undeclared, mixture, seeded
 from itoflow.testing.samplers import Watched
 from itoflow_samplers.dpm_solver import DPMSolver
@@ -202,17 +201,6 @@ def test_evaluations_are_what_the_docstrings_say():
         watched = Watched(oracle)
         sampler(watched, x)
         assert watched.calls == count, sampler
-
-
-class Scaled(nn.Module):
-    """A network whose activations are its output alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.7))
-
-    def forward(self, x, t, cond):
-        return x * self.weight
 
 
 @pytest.mark.parametrize("start", ["ramp", "runge-kutta"])

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from itoflow import Field, GaussianProcess, ProcessSpec, Row, Table, TableSampler
 from itoflow.field import NetworkField
-from itoflow.grids import evened, optimal_reaches, run_length
+from itoflow.grids import evened, run_length
 from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.sampler import GridOption
@@ -102,7 +102,7 @@ class Auto(TableSampler):
         times, ending = sampler.times(process)
         knots = points(process, times)
         if chosen == "optimal":
-            if ending and not optimal_reaches(process, self.steps, std):
+            if ending and sampler.open_ended(process):
                 knots, ending = [*knots, Point(0.0, alpha=1.0, sigma=0.0)], ()
             steps = len(knots) - 1
             length = run_length(process, steps, std) if knots[-1].sigma > 0 else float(steps)

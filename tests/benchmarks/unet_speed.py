@@ -19,6 +19,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from itoflow import DataSpec
@@ -43,7 +44,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     data = DataSpec(shape=(3, 32, 32))
     ours = from_config(theirs.config, data).build(data)
     ours.load_state_dict(from_state(ours, theirs.state_dict()))
-    apart = patch.object(Norm, "silu", lambda norm, x: F.silu(F.group_norm(x, norm.num_groups, norm.weight, norm.bias)))
+    apart = patch.object(Norm, "silu", lambda norm, x, then: then(F.silu(nn.GroupNorm.forward(norm, x))))
     fused = patch.object(Chunked, "preference_for", lambda backend, call: backend.preference)
 
     def without(change: object) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

@@ -1,9 +1,12 @@
-"""The joint step of normalisation and SiLU against its two steps by torch: values, gradients, second derivatives."""
+"""Normalisation, SiLU and convolution as one step against three by torch: values, gradients, what is kept."""
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from itoflow_unet.norm import Norm
@@ -21,15 +24,25 @@ def pieces(dtype, channels=12, positions=(5, 4)):
     return norm, x, torch.randn(x.shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def distances(norm, x, direction):
-    """Of values and gradients to torch's two steps in float64."""
+def distances(norm, x, direction, times=1):
+    """Of values and gradients to torch's steps in float64, of the last of some backward passes."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(x.shape[1], x.shape[1], 3, padding=1, device=x.device, dtype=x.dtype)
     leaf = x.clone().requires_grad_()
-    y = norm.silu(leaf)
-    assert "NormSiLU" in type(y.grad_fn).__name__
-    got = [y, *torch.autograd.grad(y, (leaf, norm.weight, norm.bias), direction)]
-    exact, weight, bias = (v.detach().double().requires_grad_() for v in (x, norm.weight, norm.bias))
-    y = F.silu(F.group_norm(exact, 3, weight, bias, norm.eps))
-    wanted = [y, *torch.autograd.grad(y, (exact, weight, bias), direction.double())]
+    seen = []
+
+    def then(y):
+        seen.append(type(y.grad_fn).__name__)
+        return conv(y)
+
+    y = norm.silu(leaf, then)
+    assert seen == ["_NormSiLUBackward"]
+    inputs = leaf, norm.weight, norm.bias, conv.weight, conv.bias
+    for _ in range(times):
+        got = [y, *torch.autograd.grad(y, inputs, direction, retain_graph=True)]
+    exact, *weights = (v.detach().double().requires_grad_() for v in (x, *inputs[1:]))
+    y = F.conv2d(F.silu(F.group_norm(exact, 3, *weights[:2], norm.eps)), *weights[2:], padding=1)
+    wanted = [y, *torch.autograd.grad(y, (exact, *weights), direction.double())]
     pairs = [(a.detach().double(), b.detach()) for a, b in zip(got, wanted, strict=True)]
     return [float((a - b).norm() / b.norm()) for a, b in pairs]
 
@@ -43,7 +56,23 @@ def test_against_torch_in_float64(dtype, tolerance, positions):
     assert max(distances(norm, x, direction)) < tolerance
 
 
+def test_a_second_pass_computes_again_what_the_first_has_used_up():
+    norm, x, direction = pieces(torch.float64)
+    assert max(distances(norm, x, direction, times=2)) < 1e-12
+
+
+def test_what_the_convolution_reads_is_not_kept():
+    """Of the maps that a step makes, x and the result are left: beside them the convolution has its weights only."""
+    norm, x, _ = pieces(torch.float32)
+    conv = nn.Conv2d(12, 12, 3, padding=1)
+    made = []
+    y = norm.silu(x.requires_grad_(), lambda y: conv(made.append(weakref.ref(y)) or y))
+    assert y.requires_grad
+    assert [ref() for ref in made] == [None]
+
+
 def test_second_derivatives():
     norm, x, _ = pieces(torch.float64)
+    conv = nn.Conv2d(12, 2, 3, padding=1, dtype=torch.float64)
     x = x[:1].contiguous(memory_format=torch.channels_last).requires_grad_()
-    assert torch.autograd.gradgradcheck(norm.silu, (x,))
+    assert torch.autograd.gradgradcheck(lambda x: norm.silu(x, conv), (x,))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
 from itoflow import DataSpec, IncompatibleError, OptionError
+from itoflow_unet import resample
 from itoflow_unet.presets import ADM, DDPM, DDPMPP, NCSNPP
-from itoflow_unet.resample import double, double_filtered, halve, halve_filtered
+from itoflow_unet.resample import RepeatConv, double, double_filtered, halve, halve_filtered
 from itoflow_unet.unet import UNet
 
 SMALL = {"channels": 8, "blocks": 1, "attention": (4,)}
@@ -54,6 +57,26 @@ def test_resampling_of_a_constant(n):
     assert halve_filtered(x).shape == (1, 2, *half)
     assert torch.allclose(halve_filtered(x)[..., 1:-1, 1:-1], torch.ones(1))
     assert torch.allclose(double_filtered(x, (2 * n, 2 * n))[..., 1:-1, 1:-1], torch.ones(1))
+
+
+@pytest.mark.parametrize("size", [(5,), (4, 3), (2, 3, 4)])
+def test_convolution_of_repeated_values_without_repeating_them(size):
+    """Values and gradients of one transposed convolution against those of the two steps."""
+    torch.manual_seed(0)
+    module = RepeatConv(3, len(size)).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    twice = [2 * n for n in size]
+    with patch.object(resample, "double", side_effect=AssertionError("repeated")):
+        y = module(x, twice)
+    wanted = module.conv(double(x, twice))
+    direction = torch.randn_like(wanted)
+    inputs = x, *module.parameters()
+    for a, b in zip(
+        [y, *torch.autograd.grad(y, inputs, direction)],
+        [wanted, *torch.autograd.grad(wanted, inputs, direction)],
+        strict=True,
+    ):
+        assert (a - b).norm() < 1e-13 * b.norm()
 
 
 def test_filtered_resampling_is_its_own_transpose():

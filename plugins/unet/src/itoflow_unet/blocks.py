@@ -52,18 +52,21 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, e: Tensor, resampling: Resampling = unchanged) -> Tensor:
         """e: (B, modulation)."""
-        h = self.conv_1(resampling(self.norm_1.silu(x)))
+        h = self.norm_1.silu(x, lambda y: self.conv_1(resampling(y)))
         x = resampling(x)
         e = e.unflatten(1, (-1, *[1] * (x.ndim - 2)))
         if self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = F.silu(self.norm_2(h) * (1 + scale) + shift)
+            h = self._second(F.silu(self.norm_2(h) * (1 + scale) + shift))
         else:
-            h = self.norm_2.silu(h + e)
-        if self.dropout:
-            h = F.dropout(h, self.dropout, self.training)
-        y: Tensor = self.conv_2(h).add_(x if self.project is None else self.project(x))
+            h = self.norm_2.silu(h.add_(e), self._second)
+        y = h.add_(x if self.project is None else self.project(x))
         return y if self.rescale == 1 else y / self.rescale
+
+    def _second(self, h: Tensor) -> Tensor:
+        """conv(dropout(h))."""
+        y: Tensor = self.conv_2(F.dropout(h, self.dropout, self.training and self.dropout > 0))
+        return y
 
 
 class Projection(nn.Linear):

@@ -190,8 +190,7 @@ class Output(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(B, channels, ...)."""
-        y: Tensor = self.conv(self.norm.silu(h))
-        return y
+        return self.norm.silu(h, self.conv)
 
 
 class Halve(nn.Module):

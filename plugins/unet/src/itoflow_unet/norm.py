@@ -1,10 +1,11 @@
-r"""Group normalisation and SiLU as one step that keeps its input only.
+r"""Group normalisation, SiLU and the convolution after them as one step that keeps its input only.
 
 With mean m and 1 / standard deviation r of each example's groups, and u = x a + b per example and channel,
 
     a = r w,   b = w_0 - m a,   y = SiLU(u) = u sigmoid(u).
 
-Forward, SiLU overwrites u; backward, u is computed again from x, m and r, one pass over the map, and overwritten by
+Forward, SiLU overwrites u, and in float32 y is not kept for the gradient of the convolution's weights. Backward, u is
+computed again from x, m and r, one pass over the map, y from it where that gradient is due, and u is overwritten by
 dy SiLU'(u), from which torch's normalisation goes on.
 
 References:
@@ -13,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,51 +34,72 @@ class Norm(nn.GroupNorm):
         """(B, C, ...); positions together in memory, as torch's second derivative needs them."""
         return super().forward(x.contiguous())
 
-    def silu(self, x: Tensor) -> Tensor:
-        """SiLU of the normalised x, in one step where that is faster: on a CPU, channels together, for a gradient."""
+    def silu(self, x: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor:
+        """`then`, a convolution, of SiLU of the normalised x; see the module's formulas.
+
+        In one step where that is faster: on a CPU, channels together, for a gradient.
+        """
         together = x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-        if together and torch.is_grad_enabled() and x.requires_grad and not _transformed():
-            y: Tensor = _NormSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
-            return y
-        return F.silu(self(x))
+        if not together or not torch.is_grad_enabled() or not x.requires_grad or _transformed():
+            return then(F.silu(self(x)))
+        y: Tensor = _NormSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
+        if y.dtype not in (torch.float32, torch.float64):  # as quick to keep as to compute
+            return then(y)
+        step, place, shape = y.grad_fn, y.data_ptr(), y.shape
+
+        def keep(value: Tensor) -> Any:
+            return step if value.data_ptr() == place and value.shape == shape else value
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, _again):
+            return then(y)
 
 
 class _NormSiLU(torch.autograd.Function):
-    """See the module's formula."""
+    """See the module's formulas."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
         shape = x.shape[0], x.shape[1], x[0, 0].numel(), groups, eps
         y, mean, r = torch.native_group_norm(x, weight, bias, *shape)
         ctx.save_for_backward(x, weight, bias, mean, r)
-        ctx.groups, ctx.eps = groups, eps
+        ctx.groups, ctx.eps, ctx.u = groups, eps, None
         return F.silu(y, inplace=True)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        u, ctx.u = ctx.u, None
         x, weight, bias, mean, r = ctx.saved_tensors
         if torch.is_grad_enabled():  # it will be differentiated again
             y = F.silu(F.group_norm(x.contiguous(), ctx.groups, weight, bias, ctx.eps))
             return (*torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True), None, None)
-        return (*_gradient(x, weight, bias, mean, r, dy), None, None)
+        return (*_gradient(x, weight, bias, mean, r, u, dy), None, None)
+
+
+def _again(kept: Any) -> Tensor:
+    """y of a `_NormSiLU`, which is left u: its own backward pass is the next to need it."""
+    if isinstance(kept, Tensor):
+        return kept
+    with torch.no_grad():
+        kept.u = _normalised(*kept.saved_tensors)
+        return F.silu(kept.u)
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor) -> Tensor:
+    """u."""
+    a, m = (value.repeat_interleave(x.shape[1] // value.shape[1], dim=1) for value in (r, mean))  # (B, G) to (B, C)
+    a = a * weight
+    return torch.addcmul((bias - m * a)[:, :, None, None], x, a[:, :, None, None])
 
 
 def _gradient(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor, dy: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor, u: Tensor | None, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dw, dw_0); in float32 at least, which is faster than narrow numbers too."""
+    """(dx, dw, dw_0), u overwritten; in float32 at least, which is faster than narrow numbers too."""
     given, wide = (x.dtype, weight.dtype, bias.dtype), torch.promote_types(x.dtype, torch.float32)
     x, weight, bias, mean, r, dy = (value.to(wide) for value in (x, weight, bias, mean, r, dy))
-    (examples, channels), groups = x.shape[:2], mean.shape[1]
-
-    def per_channel(value: Tensor) -> Tensor:  # (B, G) to (B, C)
-        return value.repeat_interleave(channels // groups, dim=1)
-
-    a = per_channel(r) * weight
-    b = bias - per_channel(mean) * a
-    u = torch.addcmul(b[:, :, None, None], x, a[:, :, None, None])
+    u = _normalised(x, weight, bias, mean, r) if u is None else u
     g = torch.ops.aten.silu_backward.grad_input(dy, u, grad_input=u)
-    shape = examples, channels, x[0, 0].numel(), groups
+    shape = *x.shape[:2], x[0, 0].numel(), mean.shape[1]
     dx, dw, dw_0 = torch.ops.aten.native_group_norm_backward(g, x, mean, r, weight, *shape, [True, True, True])
     return dx.to(given[0]), dw.to(given[1]), dw_0.to(given[2])
 

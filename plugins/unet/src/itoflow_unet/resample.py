@@ -86,5 +86,22 @@ class RepeatConv(nn.Module):
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """(B, C, *size)."""
+        wide = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+        if wide and not torch.is_autocast_enabled("cpu") and tuple(size) == tuple(2 * n for n in x.shape[2:]):
+            return _repeated(x, self.conv.weight, self.conv.bias)
         y: Tensor = self.conv(double(x, size))
         return y
+
+
+def _repeated(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution by w (C', C, 3, ...) of x (B, C, n, ...) repeated to twice the side, without repeating it.
+
+    Along each side x_i has a part in y_(2 i + s - 1), s from 0 to 3, by those w_k that its two copies meet there:
+    w_(2 - s) + w_(3 - s), one of both where there is no other. So it is a transposed convolution of width 4 and
+    stride 2, with 2.25 times fewer products on an image.
+    """
+    sums = w.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+    for _ in range(x.ndim - 2):
+        w = w.movedim(2, -1) @ sums.T
+    y: Tensor = _TRANSPOSED[x.ndim - 3](x, w.transpose(0, 1), stride=2, padding=1)
+    return y if bias is None else y.add_(bias.unflatten(0, (-1, *[1] * (x.ndim - 2))))

@@ -12,6 +12,7 @@ from torch import Tensor
 from itoflow import AttentionCall
 from itoflow.attention import choose_attention
 from itoflow.errors import OptionError
+from itoflow_attention import chunked
 from itoflow_attention.chunked import Chunked, _Cut, _Plan
 from itoflow_attention.sdpa import SDPA
 
@@ -88,6 +89,32 @@ def test_runs_under_torch_func() -> None:
     Chunked()(leaf, k, v).square().sum().backward()
     assert leaf.grad is not None
     torch.testing.assert_close(by_func, leaf.grad)
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 6.0, 40.0])
+def test_logits_of_any_size(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a shift where their bound allows it (the first two), with one elsewhere; without one there: no number."""
+    q, k, v = (x.detach().float() for x in inputs(37, 11)[:3])
+    q[..., 0] += 10 * size
+    k[..., 0] -= 1  # all logits are far from zero, on one side
+    leaves = [x.requires_grad_() for x in (q * 1, k, v)]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    wanted = torch.softmax(exact[0] @ exact[1].mT * size, -1) @ exact[2]
+    wanted.sum().backward()
+    Chunked(block=100)(*leaves, scale=size).sum().backward()
+    for x, y in zip(leaves, exact, strict=True):
+        assert x.grad is not None
+        assert y.grad is not None
+        assert (x.grad - y.grad).norm() < 2e-4 * size * y.grad.norm() + 1e-6
+    monkeypatch.setattr(chunked, "SAFE", torch.inf)
+    assert bool(Chunked()(*leaves, scale=size).isfinite().all()) == (size < 6)
+
+
+def test_no_queries_give_keys_no_gradient() -> None:
+    q, k, v = inputs(0, 11)[:3]
+    Chunked()(q, k, v).sum().backward()
+    assert k.grad is not None
+    assert torch.equal(k.grad, torch.zeros_like(k))
 
 
 def test_only_needed_gradients_are_given() -> None:

@@ -6,6 +6,8 @@ few numbers as its columns, where matrix libraries are slow. Forward, block by b
 
     S = k^T q scale + bias,   L = logsumexp(S) over keys,   P = exp(S - L),   out = v (P * Z)
 
+S is shifted by its maximum over keys before exp, unless |q| |k| scale bounds it by `SAFE`, on a CPU and without bias.
+
 Only q, k, v, bias, out and L are kept. Backward, with P computed again and dO the gradient of out:
 
     dv += dO (P * Z)^T,   dP = (v^T dO) * Z,   dS = P * (dP - D),   D = colsum(dO * out),
@@ -41,10 +43,8 @@ from itoflow_attention.math import Math
 _SEEDS = 2**62
 SMALL_HEAD, MANY_KEYS = 8, 64
 """Up to this head size and from so many keys on, a training step on a CPU takes 0.8 to 0.9 of the time of `sdpa`."""
-
-
 SAFE = 40.0
-"""Logits whose exponentials float32 can sum without a shift."""
+"""Size of logits whose exponentials float32 holds and sums without a shift."""
 
 
 class Chunked(Attention):
@@ -210,8 +210,6 @@ class _Blocks(torch.autograd.Function):
         q, k, v = (_positions_last(x, dtype) for x in (q, k, v))
         out, top, total = (q.new_empty(q.shape[0], rows, q.shape[2]) for rows in (v.shape[1], 1, 1))
         logits, shifts = _Logits(), bias is not None or _reach(q, k) * abs(plan.scale) > SAFE
-        if not shifts:
-            top.zero_()
         with torch.autocast(q.device.type, enabled=False):
             parts = cut.by_queries(q), cut.by_heads(k), cut.by_heads(v), *map(cut.by_queries, (out, top, total))
             for number, (q_, k_, v_, out_, top_, total_, bias_) in enumerate(
@@ -228,7 +226,7 @@ class _Blocks(torch.autograd.Function):
                 torch.sum(weights.exp_(), 1, keepdim=True, out=total_)
                 mask = plan.mask(weights, number)
                 torch.bmm(v_, weights if mask is None else weights.mul_(mask), out=out_)
-            log_sum = total.log().add_(top)
+            log_sum = total.log().add_(top if shifts else 0)
             out.div_(total.masked_fill_(total == 0, 1))
         return out.unflatten(0, shape).mT.to(given), log_sum, out
 
@@ -261,7 +259,7 @@ class _Blocks(torch.autograd.Function):
             of_bias = cut.of_bias(bias), cut.of_bias(d_bias)
             blocks = zip(*map(cut.by_queries, of_queries), *map(cut.by_heads, of_heads), *of_bias, strict=True)
             for number, (q_, d_o_, q0, d_o0, d_q_, k_, v_, k0, v0, d_k_, d_v_, bias_, d_bias_) in enumerate(blocks):
-                beta = int(number % len(cut.places) > 0)  # a head's first block
+                beta = int(number % len(cut.places) > 0)  # 0 in the first block of its heads
                 weights = one.product(k_, q_)
                 if bias_ is not None:
                     _like(bias_, weights).add_(bias_)

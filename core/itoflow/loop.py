@@ -8,6 +8,7 @@ the history: k + 3 tensors of the sample's size at most, made once.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,16 +57,26 @@ Callback = Callable[[Step], None]
 
 
 def check_callback(callback: Callback | None) -> None:
-    """Refuse what cannot be called.
+    """Refuse what cannot be called with one argument.
 
     Raises:
         InputError: says what a callback is.
     """
-    if callback is not None and not callable(callback):
+    if callback is not None and not _takes_one(callback):
         raise InputError(
             f"callback is a function of one `itoflow.loop.Step`, called after every network call. Given: {callback!r}. "
             "To keep states: itoflow.callbacks.Trajectory()."
         )
+
+
+def _takes_one(callback: Callback) -> bool:
+    try:
+        inspect.signature(callback).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C, it does not say
+        return True
+    return True
 
 
 @torch.no_grad()

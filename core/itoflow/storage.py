@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from itoflow import registry
 from itoflow.composition import compose
-from itoflow.errors import ItoflowError, ModelFileError, UnknownComponentError
+from itoflow.errors import InputError, ItoflowError, ModelFileError, UnknownComponentError
 from itoflow.model import GenerativeModel
 
 FORMAT = 1
@@ -41,10 +41,11 @@ def save(model: GenerativeModel, path: str | os.PathLike[str], *, overwrite: boo
         overwrite: replace a saved model that exists; anything else at `path` is left alone.
 
     Raises:
+        InputError: `path` is no path.
         ModelFileError: `path` exists and is not to be replaced, or cannot be written.
         SpecError: a component is registered by no plugin, so that no recipe can name it.
     """
-    target = Path(path)
+    target = _path(path)
     recipe = {"format": FORMAT, "model": model.recipe, "distributions": _provenance(model.recipe)}
     if target.exists() and not overwrite:
         raise ModelFileError(f"{target} exists. Choose another path, or pass overwrite=True.")
@@ -78,10 +79,11 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         device: where the weights go.
 
     Raises:
+        InputError: `path` is no path.
         ModelFileError: the folder is missing, incomplete, damaged, of a newer format, or made with a plugin that is
             not installed; says which, and what to do.
     """
-    folder = Path(path)
+    folder = _path(path)
     if not folder.is_dir():
         raise ModelFileError(
             f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {_MANIFEST}."
@@ -107,6 +109,12 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
             + ", ".join(f"{name} {made}" for name, made in saved.get("distributions", {}).items())
         ) from error
     return model.to(device).eval()
+
+
+def _path(given: str | os.PathLike[str]) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise InputError(f"A saved model is a folder, whose path is a str or a pathlib.Path. Given: {given!r}.")
+    return Path(given)
 
 
 def _weights(model: GenerativeModel) -> dict[str, torch.Tensor]:

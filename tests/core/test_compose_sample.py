@@ -49,7 +49,7 @@ def test_a_model_without_a_sampler_draws_by_the_default_one(toy: ModuleType, mon
     assert bare.recipe["sampler"] is None
 
 
-@pytest.mark.parametrize("callback", [3, "Trajectory", [print]])
+@pytest.mark.parametrize("callback", [3, "Trajectory", [print], lambda: None, lambda step, x: None])
 def test_a_callback_that_cannot_be_called_is_refused_before_any_work(model: GenerativeModel, callback: Any) -> None:
     with pytest.raises(InputError, match=r"callback is a function of one `itoflow\.loop\.Step`.*Trajectory"):
         model.sample(2, sampler="not even looked up", callback=callback)

@@ -16,7 +16,7 @@ import torch
 
 import itoflow
 from itoflow import GenerativeModel, registry, storage
-from itoflow.errors import ModelFileError, SpecError
+from itoflow.errors import InputError, ModelFileError, SpecError
 
 FILES = ("recipe.json", "model.safetensors", "manifest.json")
 
@@ -90,6 +90,13 @@ def test_holds_three_files_and_nothing_beside(saved: Path) -> None:
 def test_no_folder(saved: Path, name: str) -> None:
     with pytest.raises(ModelFileError, match=r"No saved model at .*: a model is a folder with recipe.json, "):
         itoflow.load(saved.parent / name)
+
+
+def test_no_path(saved: Path) -> None:
+    model = itoflow.load(saved)
+    for refused in (lambda: itoflow.load(3), lambda: model.save(None)):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"a str or a pathlib\.Path\. Given: "):
+            refused()
 
 
 @pytest.mark.parametrize("name", FILES)

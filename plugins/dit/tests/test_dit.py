@@ -73,9 +73,10 @@ def places(rows, columns, width):
 
 def reference(net, spec, w, p_ij, x, t, cond):
     """adaLN-zero, block by block, with torch's multi-head attention, and tokens cut out one by one."""
-    p, width = spec.patch, spec.width
+    p, width, embed = spec.patch, spec.width, net.embed
     e = t[:, None] * w
-    e = net.time(torch.cat([e.cos(), e.sin()], dim=1)) + net.label.weight[cond["class"]] + net.vector(cond["vector"])
+    e = embed.second(F.silu(embed.first(torch.cat([e.cos(), e.sin()], dim=1))))
+    e = e + embed.label.weight[cond["class"]] + embed.vector(cond["vector"])
     silu = e * torch.sigmoid(e)
     h = []
     for i in range(8 // p):
@@ -116,7 +117,7 @@ def test_output_and_gradient_are_those_of_the_formula(patch):
     net = scrambled(spec)
     w = 1000 * torch.exp(-math.log(10000) / 8 * torch.arange(8, dtype=torch.float64))
     p = places(8 // patch, 12 // patch, 24)
-    for buffer, exact in ((net.frequencies, w), (net.positions, p.flatten(0, 1))):
+    for buffer, exact in ((net.embed.features.frequencies, w), (net.positions, p.flatten(0, 1))):
         assert torch.equal(buffer, buffer.float())  # made in float32, so the comparison below goes on with exact ones
         torch.testing.assert_close(buffer, exact, rtol=1e-6, atol=1e-6)
         buffer.copy_(exact)

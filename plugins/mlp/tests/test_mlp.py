@@ -53,8 +53,8 @@ def test_dropout_acts_in_training_only():
 def test_near_times_can_be_told_apart_and_the_features_are_bounded():
     """Two times 1e-2 apart move the features by about max_frequency / 100; neighbouring noise levels do not collide."""
     net = MLP(width=16, frequencies=64, max_frequency=100.0).build(DataSpec(shape=(2,)))
-    assert float(net.frequencies[0]) == 1.0
-    assert abs(float(net.frequencies[-1]) - 100.0) < 1e-3
-    angles = torch.tensor([0.50, 0.51])[:, None] * net.frequencies
+    assert float(net.embed.features.frequencies[0]) == 1.0
+    assert abs(float(net.embed.features.frequencies[-1]) - 100.0) < 1e-3
+    angles = torch.tensor([0.50, 0.51])[:, None] * net.embed.features.frequencies
     features = torch.cat([angles.sin(), angles.cos()], dim=1)
     assert float((features[0] - features[1]).norm()) > 1.0

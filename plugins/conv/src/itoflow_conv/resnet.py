@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from itoflow import Backbone, DataSpec, IncompatibleError
+from itoflow.embedding import Embedding, Sinusoids
 
 
 class ResNet(Backbone):
@@ -70,20 +71,13 @@ class ResNet(Backbone):
 class TwoScales(nn.Module):
     """See the module's formula; net(x, t, cond) with x (B, C, H, W), t (B,)."""
 
-    frequencies: Tensor
-
     def __init__(self, spec: ResNet, data: DataSpec) -> None:
         super().__init__()
         channels, height, width = data.shape
         outer, inner, embedding = spec.width, spec.inner_width, spec.embedding
         half = (height // 2, width // 2)
         frequencies = spec.max_frequency ** torch.linspace(0, 1, spec.frequencies)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.time = nn.Sequential(
-            nn.Linear(2 * spec.frequencies, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
-        self.label = nn.Embedding(data.classes, embedding) if data.classes is not None else None
-        self.vector = nn.Linear(data.vector, embedding) if data.vector is not None else None
+        self.embed = Embedding(Sinusoids(frequencies), embedding, data)
 
         def stage(size: int, sides: tuple[int, int]) -> nn.ModuleList:
             return nn.ModuleList(Block(size, sides, spec) for _ in range(spec.depth))
@@ -102,13 +96,7 @@ class TwoScales(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """(B, C, H, W)."""
-        angles = t[:, None] * self.frequencies
-        e = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
-        if self.label is not None:
-            e = e + self.label(cond["class"])
-        if self.vector is not None:
-            e = e + self.vector(cond["vector"].to(x.dtype))
-        e = silu(e)
+        e = silu(self.embed(t, cond))
         outer = _through(self.first, self.enter(x) + self.position, e)
         h = _through(self.second, self.down(outer), e)
         if self.dense is not None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from itoflow import DataSpec
 from itoflow.attention import attention
+from itoflow.embedding import Embedding, Sinusoids
 from itoflow_dit.dit import DiT
 from itoflow_dit.positions import rotary, rotate, sincos
 
@@ -36,7 +37,6 @@ _EPSILON = 1e-6
 class Transformer(nn.Module):
     """See the module's formula; net(x, t, cond) with x (B, C, L) or (B, C, H, W), t (B,)."""
 
-    frequencies: Tensor
     positions: Tensor | None
     turn: Tensor | None
 
@@ -48,14 +48,11 @@ class Transformer(nn.Module):
         size = data.shape[0] * patch ** len(sides)
         exponents = -torch.arange(spec.frequencies, dtype=torch.float64) / spec.frequencies
         frequencies = (spec.time_scale * 10000.0**exponents).float()
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.embed = Embedding(Sinusoids(frequencies), width, data)
         rotates = spec.positions == "rotary"
         turn = rotary(self.grid, width // spec.heads, spec.rotary_base) if rotates else None
         self.register_buffer("turn", turn, persistent=False)
         self.register_buffer("positions", None if rotates else sincos(self.grid, width), persistent=False)
-        self.time = nn.Sequential(nn.Linear(2 * spec.frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(data.classes, width) if data.classes is not None else None
-        self.vector = nn.Linear(data.vector, width) if data.vector is not None else None
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
         self.leave = nn.Linear(width, size)
@@ -67,20 +64,15 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for module in (*self.time, self.label):
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
+        for layer in (self.embed.first, self.embed.second, self.embed.label):
+            if isinstance(layer, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.modulation.weight)
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """(B, C, L) or (B, C, H, W)."""
-        angles = t[:, None] * self.frequencies
-        e = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
-        if self.label is not None:
-            e = e + self.label(cond["class"])
-        if self.vector is not None:
-            e = e + self.vector(cond["vector"].to(x.dtype))
+        e = self.embed(t, cond)
         h = self.enter(self._patches(x))
         if self.positions is not None:
             h = h + self.positions

@@ -26,6 +26,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from itoflow import Backbone, DataSpec
+from itoflow.embedding import Embedding, Sinusoids
 
 
 class MLP(Backbone):
@@ -54,18 +55,11 @@ class MLP(Backbone):
 class ResidualMLP(nn.Module):
     """See the module's formula; net(x, t, cond) with x (B, *S), t (B,)."""
 
-    frequencies: Tensor
-
     def __init__(self, spec: MLP, data: DataSpec) -> None:
         super().__init__()
         size, width, embedding = math.prod(data.shape), spec.width, spec.embedding
         frequencies = spec.max_frequency ** torch.linspace(0, 1, spec.frequencies)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.time = nn.Sequential(
-            nn.Linear(2 * spec.frequencies, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
-        self.label = nn.Embedding(data.classes, embedding) if data.classes is not None else None
-        self.vector = nn.Linear(data.vector, embedding) if data.vector is not None else None
+        self.embed = Embedding(Sinusoids(frequencies), embedding, data)
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(Block(width, spec.expansion * width, spec.dropout) for _ in range(spec.depth))
         self.leave = nn.Linear(width, size)
@@ -76,12 +70,7 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """(B, *S)."""
-        angles = t[:, None] * self.frequencies
-        e = self.time(torch.cat([angles.cos(), angles.sin()], dim=1))
-        if self.label is not None:
-            e = e + self.label(cond["class"])
-        if self.vector is not None:
-            e = e + self.vector(cond["vector"].to(x.dtype))
+        e = self.embed(t, cond)
         h = self.enter(rearrange(x, "b ... -> b (...)"))
         parts = iter(rearrange(self.modulation(nn.functional.silu(e)), "b (k w) -> k b w", w=h.shape[1]))
         for block in self.blocks:

@@ -66,10 +66,10 @@ def _table(net: ResidualUNet) -> Table:
 
 def _modules(net: ResidualUNet) -> Iterator[tuple[str, list[str]]]:
     yield "enter", ["conv_in"]
-    yield "features", ["time_proj"]
-    yield "time.0", ["time_embedding.linear_1"]
-    yield "time.2", ["time_embedding.linear_2"]
-    yield "label", ["class_embedding"]
+    yield "embed.features", ["time_proj"]
+    yield "embed.first", ["time_embedding.linear_1"]
+    yield "embed.second", ["time_embedding.linear_2"]
+    yield "embed.label", ["class_embedding"]
     yield "leave.norm", ["conv_norm_out"]
     yield "leave.conv", ["conv_out"]
     blocks = list(_blocks(net))

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from itoflow import DataSpec
+from itoflow.embedding import Embedding
 from itoflow_unet.blocks import AttentionBlock, ResidualBlock
-from itoflow_unet.embedding import Fourier, Sinusoidal
+from itoflow_unet.features import Fourier, sinusoids
 from itoflow_unet.norm import Norm
 from itoflow_unet.resample import CONVOLUTIONS, RepeatConv, StridedConv, double, double_filtered, halve, halve_filtered
 from itoflow_unet.unet import UNet
@@ -38,15 +39,8 @@ class ResidualUNet(nn.Module):
         conv = CONVOLUTIONS[ndim - 1]
         self.spec = spec
         size = spec.embedding or 4 * spec.channels
-        self.features: nn.Module
-        if spec.time == "fourier":
-            self.features, seen = Fourier(spec.channels, spec.fourier_scale), 2 * spec.channels
-        else:
-            half = max(1, spec.channels // 2)
-            self.features, seen = Sinusoidal(half, spec.frequency_shift, spec.cosine_first), 2 * half
-        self.time = nn.Sequential(nn.Linear(seen, size), nn.SiLU(), nn.Linear(size, size))
-        self.label = nn.Embedding(data.classes, size) if data.classes is not None else None
-        self.vector = nn.Linear(data.vector, size) if data.vector is not None else None
+        features = Fourier(spec.channels, spec.fourier_scale) if spec.time == "fourier" else sinusoids(spec)
+        self.embed = Embedding(features, size, data)
 
         self.enter = conv(channels, spec.inside(0), 3, padding=1)
         self.down = nn.ModuleList(Down(spec, data, level) for level in range(len(widths)))
@@ -64,11 +58,7 @@ class ResidualUNet(nn.Module):
         """(B, C, ...)."""
         spec = self.spec
         s = spec.time_scale * t + spec.time_shift
-        e = self.time(self.features(s).to(x.dtype))
-        if self.label is not None:
-            e = e + self.label(cond["class"])
-        if self.vector is not None:
-            e = e + self.vector(cond["vector"].to(x.dtype))
+        e = self.embed(s, cond)
         parts = iter(self.modulation(F.silu(e)).split(self.parts, dim=1))
 
         if x.ndim == 4:  # channels together in memory: the layout that convolutions are fastest in

@@ -13,7 +13,8 @@ Only q, k, v, bias, out and L are kept. Backward, with P computed again and dO t
     dv += dO (P * Z)^T,   dP = (v^T dO) * Z,   dS = P * (dP - D),   D = colsum(dO * out),
     dq = k dS scale,   dk += q dS^T scale,   dbias += dS, summed where the bias broadcasts
 
-S - L and, without dropout, dP - D are one product each: of k and q, of v and dO, with a row of ones and of -L or -D.
+S - L and, without dropout, dP - D are one product each: of k1 and q1, of v1 and dO1, which have one row more, of ones
+and of -L or -D. There are many blocks, so that their loops do little besides products: names in them end in _.
 
 Z is the dropout mask over 1 - dropout. It is never kept: each block draws it from a generator of its own, whose seed
 comes from torch's default generator once per call, so that both passes see one mask.
@@ -108,10 +109,8 @@ class _Plan:
     dropout: float
     seed: int
 
-    def mask(self, like: Tensor, number: int) -> Tensor | None:
+    def mask(self, like: Tensor, number: int) -> Tensor:
         """Z of one block, the same whenever it is asked for."""
-        if not self.dropout:
-            return None
         generator = torch.Generator(like.device).manual_seed((self.seed + number) % _SEEDS)
         kept = 1 - self.dropout
         return torch.empty_like(like).bernoulli_(kept, generator=generator).div_(kept)
@@ -125,9 +124,10 @@ class _Cut:
     """
 
     def __init__(self, q: Tensor, k: Tensor, block: int) -> None:
-        (batch, heads, queries), keys = q.shape[:3], k.shape[2]
-        self.rows = max(1, min(queries, max(16, block // keys)))
-        whole = max(1, block // (self.rows * keys)) if self.rows >= queries else 1
+        (batch, heads, self.queries), self.keys = q.shape[:3], k.shape[2]
+        self.rows = max(1, min(self.queries, max(16, block // self.keys)))
+        self.whole = self.rows >= self.queries
+        whole = max(1, block // (self.rows * self.keys)) if self.whole else 1
         head_rows = max(1, min(heads, whole))
         examples = max(1, min(batch, whole // max(1, heads))) if head_rows == heads else 1
         self.groups = [
@@ -136,11 +136,10 @@ class _Cut:
             for h in range(0, heads, head_rows)
         ]
         self.counts = [(b.stop - b.start) * (h.stop - h.start) for b, h in self.groups]
-        self.whole = self.rows >= queries
-        self.places = [slice(n, n + self.rows) for n in range(0, max(1, queries), self.rows)]
+        self.places = [slice(n, min(n + self.rows, self.queries)) for n in range(0, max(1, self.queries), self.rows)]
 
     def by_heads(self, x: Tensor) -> Sequence[Tensor]:
-        """(B H, R, M), as many views of (B' H', R, M) as there are blocks."""
+        """(B H, R, M) or (B H, M, R), as many views of the same with B' H' as there are blocks."""
         parts = x.split(self.counts)
         return parts if self.whole else [part for part in parts for _ in self.places]
 
@@ -148,6 +147,13 @@ class _Cut:
         """(B H, R, N), as many views of (B' H', R, N') as there are blocks."""
         parts = x.split(self.counts)
         return parts if self.whole else [piece for part in parts for piece in part.split(self.rows, -1)]
+
+    def logits(self, like: Tensor) -> Sequence[Tensor]:
+        """Memory for the logits of each block, (B' H', M, N'), the same for all."""
+        memory = like.new_empty(max(self.counts, default=0) * self.keys * min(self.rows, self.queries))
+        shapes = [(count, self.keys, at.stop - at.start) for count, at in product(self.counts, self.places)]
+        views = {shape: memory[: math.prod(shape)].view(shape) for shape in set(shapes)}
+        return [views[shape] for shape in shapes]
 
     def of_bias(self, bias: Tensor | None) -> Iterator[Tensor | None]:
         """(1 or B, 1 or H, 1 or N, 1 or M), the parts that broadcast to (B', H', N', M)."""
@@ -157,20 +163,6 @@ class _Cut:
             else:
                 places = zip(bias.shape, (*group, queries), strict=False)
                 yield bias[tuple(place if size > 1 else slice(None) for size, place in places)]
-
-
-class _Logits:
-    """Memory for the logits of a block, used again by the next."""
-
-    def __init__(self) -> None:
-        self.memory = torch.empty(0)
-
-    def product(self, a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
-        """a^T b scale: (B' H', R, M) and (B' H', R, N') to (B' H', M, N')."""
-        shape = a.shape[0], a.shape[2], b.shape[2]
-        if self.memory.shape != shape:
-            self.memory = a.new_empty(shape)
-        return torch.baddbmm(self.memory, a.mT, b, beta=0, alpha=scale, out=self.memory)
 
 
 def _reach(q: Tensor, k: Tensor) -> float:
@@ -185,11 +177,11 @@ def _positions_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.mT.to(dtype).contiguous().flatten(0, 1)
 
 
-def _with_row(x: Tensor, row: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """The same and (B H, 1, N), or a number for all of it, to (B H, K + 1, N)."""
+def _with_row(x: Tensor, row: Tensor | float, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """(B, H, N, K) times the scale and (B H, 1, N), or a number for all of it, to (B H, K + 1, N)."""
     batch, heads, n, size = x.shape
     wider = torch.empty(batch * heads, size + 1, n, dtype=dtype, device=x.device)
-    wider.view(batch, heads, size + 1, n)[:, :, :-1] = x.mT
+    torch.mul(x.mT.to(dtype), scale, out=wider.view(batch, heads, size + 1, n)[:, :, :-1])
     wider[:, -1:] = row
     return wider
 
@@ -201,6 +193,14 @@ def _like(part: Tensor, logits: Tensor) -> Tensor:
     return apart.mT
 
 
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a b, or = in the first block of its heads."""
+    if first:
+        torch.bmm(a, b, out=total)
+    else:
+        total.baddbmm_(a, b)
+
+
 class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,13 +209,12 @@ class _Blocks(torch.autograd.Function):
         bias = None if bias is None else four(bias)
         q, k, v = (_positions_last(x, dtype) for x in (q, k, v))
         out, top, total = (q.new_empty(q.shape[0], rows, q.shape[2]) for rows in (v.shape[1], 1, 1))
-        logits, shifts = _Logits(), bias is not None or _reach(q, k) * abs(plan.scale) > SAFE
+        shifts = bias is not None or _reach(q, k) * abs(plan.scale) > SAFE
         with torch.autocast(q.device.type, enabled=False):
-            parts = cut.by_queries(q), cut.by_heads(k), cut.by_heads(v), *map(cut.by_queries, (out, top, total))
-            for number, (q_, k_, v_, out_, top_, total_, bias_) in enumerate(
-                zip(*parts, cut.of_bias(bias), strict=True)
-            ):
-                weights = logits.product(k_, q_, plan.scale)
+            parts = *map(cut.by_heads, (k.mT, v)), *map(cut.by_queries, (q, out, top, total))
+            blocks = zip(cut.logits(q), *parts, cut.of_bias(bias), strict=True)
+            for number, (weights, k_, v_, q_, out_, top_, total_, bias_) in enumerate(blocks):
+                torch.baddbmm(weights, k_, q_, beta=0, alpha=plan.scale, out=weights)
                 if bias_ is not None:
                     _like(bias_, weights).add_(bias_)
                 if shifts:
@@ -224,10 +223,11 @@ class _Blocks(torch.autograd.Function):
                         top_.masked_fill_(top_ == -torch.inf, 0)
                     weights.sub_(top_)
                 torch.sum(weights.exp_(), 1, keepdim=True, out=total_)
-                mask = plan.mask(weights, number)
-                torch.bmm(v_, weights if mask is None else weights.mul_(mask), out=out_)
+                if plan.dropout:
+                    weights.mul_(plan.mask(weights, number))
+                torch.bmm(v_, weights, out=out_)
             log_sum = total.log().add_(top if shifts else 0)
-            out.div_(total.masked_fill_(total == 0, 1))
+            out.div_(total if bias is None else total.masked_fill_(total == 0, 1))
         return out.unflatten(0, shape).mT.to(given), log_sum, out
 
     @staticmethod
@@ -241,41 +241,44 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, log_sum, out = ctx.saved_tensors
         plan: _Plan = ctx.plan
-        given, shape, cut = q.dtype, q.shape[:2], _Cut(q, k, plan.block)
+        given, shape, cut, dtype = q.dtype, q.shape[:2], _Cut(q, k, plan.block), log_sum.dtype
         d_bias = None
         if bias is not None:
             bias_shape, bias = bias.shape, four(bias)
-            d_bias = torch.zeros_like(bias, dtype=log_sum.dtype) if ctx.needs_input_grad[3] else None
-        one, other = _Logits(), _Logits()
-        with torch.autocast(q.device.type, enabled=False):
-            d = (_positions_last(d_out, log_sum.dtype) * out).sum(1, keepdim=True)
+            d_bias = torch.zeros_like(bias, dtype=dtype) if ctx.needs_input_grad[3] else None
             log_sum = log_sum.masked_fill(log_sum == -torch.inf, torch.inf)
-            q, d_o = (_with_row(x, -row, row.dtype) for x, row in ((q, log_sum), (d_out, d)))
-            k, v = (_with_row(x, 1, d.dtype) for x in (k, v))
-            q[:, :-1] *= plan.scale
-            d_q, d_k, d_v = (x.new_empty(x.shape[0], x.shape[1] - 1, x.shape[2]) for x in (q, k, v))
-            of_queries = q, d_o, q[:, :-1], d_o[:, :-1], d_q
-            of_heads = k, v, k[:, :-1], v[:, :-1], d_k, d_v
-            of_bias = cut.of_bias(bias), cut.of_bias(d_bias)
-            blocks = zip(*map(cut.by_queries, of_queries), *map(cut.by_heads, of_heads), *of_bias, strict=True)
-            for number, (q_, d_o_, q0, d_o0, d_q_, k_, v_, k0, v0, d_k_, d_v_, bias_, d_bias_) in enumerate(blocks):
-                beta = int(number % len(cut.places) > 0)  # 0 in the first block of its heads
-                weights = one.product(k_, q_)
-                if bias_ is not None:
-                    _like(bias_, weights).add_(bias_)
-                weights.exp_()
-                mask = plan.mask(weights, number)
-                if mask is None:
-                    d_v_.baddbmm_(d_o0, weights.mT, beta=beta)
-                    d_logits = other.product(v_, d_o_)
+        with torch.autocast(q.device.type, enabled=False):
+            d = (_positions_last(d_out, dtype) * out).sum(1, keepdim=True)
+            q1, d_o1 = _with_row(q, -log_sum, dtype, plan.scale), _with_row(d_out, -d, dtype)
+            k1, v1 = (_with_row(x, 1, dtype) for x in (k, v))
+            d_q, d_k, d_v = (x.new_empty(x.shape[0], x.shape[1] - 1, x.shape[2]) for x in (q1, k1, v1))
+            blocks = zip(
+                *(cut.logits(d) for _ in range(2)),
+                *map(cut.by_heads, (k1.mT, v1.mT, k1[:, :-1], d_k, d_v)),
+                *map(cut.by_queries, (q1, d_o1, q1[:, :-1], d_o1[:, :-1], d_q)),
+                *map(cut.of_bias, (bias, d_bias)),
+                strict=True,
+            )
+            for number, (p, d_s, k1_, v1_, k_, d_k_, d_v_, q1_, d_o1_, q_, d_o_, d_q_, b_, d_b_) in enumerate(blocks):
+                first = number % len(cut.places) == 0
+                torch.bmm(k1_, q1_, out=p)
+                if b_ is not None:
+                    _like(b_, p).add_(b_)
+                p.exp_()
+                if plan.dropout:
+                    mask = plan.mask(p, number)
+                    _add_product(d_v_, d_o_, (p * mask).mT, first)
+                    torch.bmm(v1_[:, :, :-1], d_o_, out=d_s)
+                    d_s.mul_(mask).add_(d_o1_[:, -1:])
                 else:
-                    d_v_.baddbmm_(d_o0, (weights * mask).mT, beta=beta)
-                    d_logits = other.product(v0, d_o0).mul_(mask).add_(d_o_[:, -1:])
-                d_logits.mul_(weights)
-                d_k_.baddbmm_(q0, d_logits.mT, beta=beta)
-                d_q_.baddbmm_(k0, d_logits, beta=0, alpha=plan.scale)
-                if d_bias_ is not None:
-                    d_bias_ += _like(d_bias_, d_logits).sum_to_size(d_bias_.shape)
+                    _add_product(d_v_, d_o_, p.mT, first)
+                    torch.bmm(v1_, d_o1_, out=d_s)
+                d_s.mul_(p)
+                _add_product(d_k_, q_, d_s.mT, first)
+                torch.bmm(k_, d_s, out=d_q_)
+                if d_b_ is not None:
+                    d_b_ += _like(d_b_, d_s).sum_to_size(d_b_.shape)
+            d_q *= plan.scale
         d_bias = None if d_bias is None else d_bias.reshape(bias_shape).to(given)
         d_q, d_k, d_v = (x.unflatten(0, shape).mT.to(given) for x in (d_q, d_k, d_v))
         return d_q, d_k, d_v, d_bias, None

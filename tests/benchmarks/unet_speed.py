@@ -1,7 +1,8 @@
 """A training step of the U-Net against diffusers' UNet2DModel with the same weights: time, peak memory, what gave it.
 
-One run, all interleaved, minima; batch 16 of 3x32x32, 6.47 M parameters (64-128-128, attention at 16x16). Peak memory
-is that of a process of its own, over what it held before its first step. Needs diffusers: pip install diffusers
+Minima of interleaved rounds of one run, each in an order of its own, as a step is faster or slower by what ran before
+it; batch 16 of 3x32x32, 6.47 M parameters (64-128-128, attention at 16x16). Peak memory is that of a process of its
+own, over what it held before its first step. Needs diffusers: pip install diffusers
 
     python tests/benchmarks/unet_speed.py [THREADS] [ROUNDS] [compile]
 
@@ -11,6 +12,7 @@ With `compile` also under torch.compile, whose compilation it times, some minute
 from __future__ import annotations
 
 import math
+import random
 import subprocess
 import sys
 import time
@@ -99,15 +101,15 @@ def main(threads: int = 1, rounds: int = 7, *, compile: bool = False) -> None:
     calls, best = networks(), dict[tuple[str, bool], float]()
     if compile:
         calls["torch.compile"] = compiled(calls["itoflow"])
+    each, draw = [(name, half) for half in (False, True) for name in calls], random.Random(0)
     for repeat in range(rounds + 1):
-        for half in (False, True):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                step(call, half)
-                if repeat:
-                    best[name, half] = min(best.get((name, half), torch.inf), time.perf_counter() - start)
+        for name, half in draw.sample(each, len(each)) if repeat else each:
+            start = time.perf_counter()
+            step(calls[name], half)
+            if repeat:
+                best[name, half] = min(best.get((name, half), torch.inf), time.perf_counter() - start)
     memory = dict[tuple[str, bool], float]()
-    for name, half in best:
+    for name, half in each:
         if name == "torch.compile":  # what it needs to compile is not what a step needs
             memory[name, half] = math.nan
             continue
@@ -115,8 +117,8 @@ def main(threads: int = 1, rounds: int = 7, *, compile: bool = False) -> None:
         memory[name, half] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print(f"training step, {threads} threads, minima of {rounds}; ratios to diffusers in float32")
     print(f"{'':24}{'dtype':10}{'s':>8}{'ratio':>8}{'peak MB':>10}{'ratio':>8}")
-    for (name, half), seconds in best.items():
-        dtype, mb = "bfloat16" if half else "float32", memory[name, half]
+    for name, half in each:
+        dtype, mb, seconds = "bfloat16" if half else "float32", memory[name, half], best[name, half]
         ratios = seconds / best["diffusers", False], mb / memory["diffusers", False]
         print(f"{name:24}{dtype:10}{seconds:8.3f}{ratios[0]:8.2f}{mb:10.0f}{ratios[1]:8.2f}")
 

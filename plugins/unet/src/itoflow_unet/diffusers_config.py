@@ -101,8 +101,8 @@ def from_config(
     changes = {_change(kind, c["downsample_type"]) for kind in kinds[:-1]} or {_change(kinds[0], "conv")}
     skips = {"Skip" in kind for kind in kinds}
     _need(len(changes) == 1 and len(skips) == 1, f"its levels change in several ways: {', '.join(kinds)}")
-    progressive = skips.pop()
-    _need(not progressive or data.shape[0] == 3, "its levels have skips from and to three channels")
+    with_skips = skips.pop()
+    _need(not with_skips or data.shape[0] == 3, "its levels have skips from and to three channels")
 
     fourier = c["time_embedding_type"] == "fourier"
     spec = UNet(
@@ -112,7 +112,7 @@ def from_config(
         head_size=c["attention_head_dim"],
         resample=changes.pop(),
         pad_end=c["downsample_padding"] == 0,
-        progressive=progressive,
+        progressive="skips" if with_skips else "none",
         scale_shift=c["resnet_time_scale_shift"] == "scale_shift",
         embedding=c["time_embedding_dim"],
         time="fourier" if fourier else "sinusoidal",
@@ -121,14 +121,14 @@ def from_config(
         cosine_first=c["flip_sin_to_cos"],
         frequency_shift=c["freq_shift"],
         dropout=c["dropout"],
-        groups=None if progressive else c["norm_num_groups"],
+        groups=None if with_skips else c["norm_num_groups"],
         epsilon=c["norm_eps"],
-        rescale=math.sqrt(2) if progressive else 1.0,
+        rescale=math.sqrt(2) if with_skips else 1.0,
         rescale_middle=c["mid_block_scale_factor"],
         middle=c["mid_block_type"] is not None,
         middle_attention=c["add_attention"],
         middle_norm=c["resnet_time_scale_shift"] == "default" or c["attn_norm_num_groups"] is not None,
-        attention_up="last" if progressive else "each",
+        attention_up="last" if with_skips else "each",
         center=c["center_input_sample"],
         divide_output=fourier,
     )
@@ -148,7 +148,7 @@ def to_config(spec: UNet, data: DataSpec) -> dict[str, Any]:
     sizes, widths = spec.sizes(data), spec.widths
     fourier, residual = spec.time == "fourier", spec.resample == "residual"
     attends = [size in spec.attention for size in sizes]
-    if spec.progressive:
+    if spec.progressive == "skips":
         kinds = ["AttnSkipDownBlock2D" if here else "SkipDownBlock2D" for here in attends]
     else:
         plain = "ResnetDownsampleBlock2D" if residual else "DownBlock2D"
@@ -179,7 +179,7 @@ def to_config(spec: UNet, data: DataSpec) -> dict[str, Any]:
         "upsample_type": "resnet" if residual else "conv",
         "dropout": spec.dropout,
         "attention_head_dim": None if single else min(heads, default=8),
-        "norm_num_groups": None if spec.progressive else min(groups),
+        "norm_num_groups": None if spec.progressive == "skips" else min(groups),
         "attn_norm_num_groups": spec.groups_of(widths[-1]) if spec.middle_norm else None,
         "norm_eps": spec.epsilon,
         "resnet_time_scale_shift": "scale_shift" if spec.scale_shift else "default",
@@ -242,7 +242,7 @@ def _change(kind: str, change: str) -> Resample:
 def _check_groups(spec: UNet, c: Mapping[str, Any], kinds: Sequence[str]) -> None:
     """Levels with skips choose their groups by rules of their own; the rest of that network by norm_num_groups."""
     widths = spec.widths
-    if spec.progressive:
+    if spec.progressive == "skips":
         narrow = [n for n in _normalised(spec) if n < 4 or n % min(n // 4, 32)]
         _need(not narrow, f"its levels of {narrow} channels do not divide into groups")
         fixed = [32 for _ in kinds] if c["norm_num_groups"] is None else [c["norm_num_groups"]]

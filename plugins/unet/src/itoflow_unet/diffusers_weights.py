@@ -100,7 +100,7 @@ def _blocks(net: ResidualUNet) -> Iterator[tuple[str, str]]:
             for i in range(count):
                 yield f"{name}.{level}.blocks.{i}", f"{name}_blocks.{level}.resnets.{i}"
             if level in changing and spec.resample in ("residual", "residual-fir"):
-                theirs = f"resnet_{name}" if spec.progressive else f"{change}.0"
+                theirs = f"resnet_{name}" if spec.progressive == "skips" else f"{change}.0"
                 yield f"{name}.{level}.change.block", f"{name}_blocks.{level}.{theirs}"
 
     yield from side("down", "downsamplers", spec.blocks, range(len(net.down) - 1))

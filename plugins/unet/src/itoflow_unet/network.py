@@ -8,7 +8,8 @@ r"""The residual U-Net as a module.
     y = conv(SiLU(norm(h)))
 
 Every residual block takes its part of W SiLU(e), one matrix product for all of them. With input and output skips
-(NCSN++), filtered copies of x enter each level, and each level adds an output of its own to the filtered sum so far.
+(`skips`), filtered copies of x enter each level, and each level adds an output of its own to the filtered sum so far.
+With `residual` (NCSN++), i = x is carried on beside h, and each level but the last ends by h = i = (conv(i) + h) / r.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ from itoflow.embedding import Embedding
 from itoflow_unet.blocks import AttentionBlock, ResidualBlock
 from itoflow_unet.features import Fourier, sinusoids
 from itoflow_unet.norm import Norm
-from itoflow_unet.resample import CONVOLUTIONS, RepeatConv, StridedConv, double, double_filtered, halve, halve_filtered
+from itoflow_unet.resample import (
+    CONVOLUTIONS,
+    FilteredConv,
+    RepeatConv,
+    StridedConv,
+    double,
+    double_filtered,
+    halve,
+    halve_filtered,
+)
 from itoflow_unet.unet import UNet
 
 Parts = Iterator[Tensor]
@@ -94,17 +104,23 @@ class Down(nn.Module):
             AttentionBlock(spec, width, rescale=spec.rescale) if attends else nn.Identity() for _ in self.blocks
         )
         self.change = None if last else Halve(spec, ndim, width)
-        projects = spec.progressive and not last
-        self.image = CONVOLUTIONS[ndim - 1](data.shape[0], width, 1) if projects else None
+        self.image: nn.Module | None = None
+        self.carries, self.rescale = spec.progressive == "residual", spec.rescale
+        if self.carries and not last:
+            self.image = FilteredConv(spec.widths[level - 1] if level else data.shape[0], width, ndim)
+        elif spec.progressive == "skips" and not last:
+            self.image = CONVOLUTIONS[ndim - 1](data.shape[0], width, 1)
 
     def forward(self, h: Tensor, image: Tensor, parts: Parts, skips: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The feature map, and the input filtered to its size."""
+        """The feature map, and the input filtered to its size, or what has been carried on of it."""
         for block, attend in zip(self.blocks, self.attentions, strict=True):
             h = attend(block(h, next(parts)))
             skips.append(h)
         if self.change is not None:
             h = self.change(h, parts)
-            if self.image is not None:
+            if self.image is not None and self.carries:
+                h = image = (self.image(image) + h) / self.rescale
+            elif self.image is not None:
                 image = halve_filtered(image)
                 h = self.image(image) + h
             skips.append(h)
@@ -150,10 +166,9 @@ class Up(nn.Module):
         self.image: nn.Module | None = None
         self.change: Double | None = None
         if level:
-            if spec.progressive:
+            if spec.progressive == "skips":
                 self.image = Output(spec, ndim, width, data.shape[0])
             self.change = Double(spec, ndim, width)
-        self.progressive = spec.progressive
 
     def forward(
         self, h: Tensor, output: Tensor | None, parts: Parts, skips: list[Tensor]

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Lt, MinLen
 
-from itoflow_unet.unet import Positive, Resample, UNet
+from itoflow_unet.unet import Positive, Progressive, Resample, UNet
 
 
 class DDPM(UNet):
@@ -46,14 +46,14 @@ class DDPMPP(UNet):
 
 
 class NCSNPP(DDPMPP):
-    """NCSN++ of the score-SDE paper: Fourier features, filtered resampling, input and output skips (61.9 M parameters).
+    """NCSN++ of the score-SDE paper for CIFAR-10 (62.8 M parameters): Fourier features, filtered resampling, the input
+    carried on beside the feature map.
 
-    Each level adds a 1x1 convolution of the filtered input. The paper's best network for CIFAR-10 (62.8 M) carries that
-    input on through 3x3 convolutions instead ("residual" in its appendix H), which this U-Net has not.
+    The paper's networks for larger images have progressive = "skips".
     """
 
     resample: Resample = "residual-fir"
-    progressive: bool = True
+    progressive: Progressive = "residual"
     time: Literal["sinusoidal", "fourier"] = "fourier"
     time_scale: float = math.log(50 / 0.01)
     """The features see log sigma(t) = time_scale t + time_shift, here of the variance-exploding process of CIFAR-10."""

@@ -77,6 +77,21 @@ class StridedConv(nn.Module):
         return y
 
 
+class FilteredConv(nn.Module):
+    """The filter k at every value, then a convolution of width 3 and stride 2: ceil(n / 2) on each side."""
+
+    def __init__(self, inside: int, outside: int, ndim: int) -> None:
+        super().__init__()
+        self.conv = CONVOLUTIONS[ndim - 1](inside, outside, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inside, ...) to (B, outside, ...)."""
+        padding = [side for n in reversed(x.shape[2:]) for side in (2, 2 + n % 2)]
+        x = _CONVOLVE[x.ndim - 3](F.pad(x, padding), _kernel(x, 1 / 8), groups=x.shape[1])
+        y: Tensor = self.conv(x)
+        return y
+
+
 class RepeatConv(nn.Module):
     """Repetition to twice the side, then a convolution of width 3."""
 

@@ -20,6 +20,7 @@ from itoflow import Backbone, DataSpec, IncompatibleError
 
 Positive = Annotated[FiniteFloat, Gt(0)]
 Resample = Literal["conv", "pool", "residual", "residual-fir"]
+Progressive = Literal["none", "skips", "residual"]
 
 
 class UNet(Backbone):
@@ -49,8 +50,10 @@ class UNet(Backbone):
     those that filter always do."""
     pad_end: bool = False
     """Strided convolutions pad the end of each side only, as the original DDPM code does."""
-    progressive: bool = False
-    """Feed the filtered input into every level and add up an output of every level: NCSN++'s input and output skips."""
+    progressive: Progressive = "none"
+    """What the smaller levels see of the input: nothing but the feature map; `skips`, the filtered input by a 1x1
+    convolution, and each level adds an output of its own; `residual`, the input carried on from level to level through
+    the filter and 3x3 convolutions of stride 2, into which the feature map is added."""
     scale_shift: bool = False
     """Time scales and shifts the second normalisation of a block (ADM), or is added before it (DDPM)."""
     embedding: Annotated[int, Ge(1)] | None = None

@@ -62,6 +62,7 @@ def test_a_shipped_recipe_says_what_to_install(monkeypatch):
     ("content", "says"),
     [
         ("a: [1", "does not parse"),
+        ("training: {steps: 1, seed: 2, steps: 3}", "steps is given twice"),
         ("[1, 2]", "mapping"),
         ("", "mapping"),
         ("3: x", "mapping"),

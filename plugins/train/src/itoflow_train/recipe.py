@@ -129,6 +129,20 @@ def read(recipe: str, overrides: Iterable[str] = ()) -> Recipe:
         ) from error
 
 
+class _Once(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        seen = set[Any]()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
 def _document(recipe: str) -> dict[str, Any]:
     if recipe in shipped():
         text, source = (resources.files("itoflow_train") / "recipes" / f"{recipe}.yaml").read_text("utf-8"), recipe
@@ -145,7 +159,7 @@ def _document(recipe: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"Cannot read {recipe}: {error}.") from error
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, Loader=_Once)
     except yaml.YAMLError as error:
         raise InputError(f"{source} does not parse as YAML or JSON: {error}") from error
     if not isinstance(document, dict) or not all(isinstance(key, str) for key in document):
@@ -160,7 +174,7 @@ def _override(document: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise InputError(f"Override {override!r} is not key=value, e.g. training.steps=500 or process.beta_max=10.")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Once)
     except yaml.YAMLError as error:
         raise InputError(f"The value of {override!r} does not parse as YAML: {error}") from error
     if isinstance(value, str):

@@ -172,7 +172,7 @@ def _spread(calls: list[float]) -> list[float]:
     return [call(k) for k in range(1, n)]
 
 
-_MANY, _SHARE, _HIGH, _LOW, _SHAPES = 22, 0.4, 200.0, 0.004, 48
+_MANY, _SHARE, _HIGH, _LOW, _SHAPES = 22, 0.6, 200.0, 0.004, 48
 """`evened` from so many calls on: so many of them are uniform in log s between these two, and the rest is distributed
 as in the stored runs of so many calls and more."""
 _FINE, _COARSE = 0.1, 8.0

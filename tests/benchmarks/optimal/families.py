@@ -122,6 +122,7 @@ def validation() -> dict[str, Mixture]:
         "96d-3": Mixture(_random(23, 3, 96), 0.3),
         "56d-11": Mixture(_random(27, 11, 56), 0.25),
         **drawn(501, 10),
+        **drawn(502, 10),
     }
 
 

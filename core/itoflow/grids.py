@@ -93,7 +93,8 @@ def optimal_calls(n: float, count: int | None = None, start: float = 0.0, *, eve
     """w = asinh(1/s) of n network calls from w = `start`, which is 0 at s = infinity.
 
     Between stored numbers of calls, and beyond them, it is interpolated in log n, with s as a function of k / n; so n
-    need not be whole.
+    need not be whole. From a start within the first step, at a place p < 1, the run goes on as from p^2: nearly where
+    that from infinity does, as little is known there yet.
 
     Arguments:
         count: how many of them, from the first; their steps end where those from infinity do.
@@ -103,7 +104,8 @@ def optimal_calls(n: float, count: int | None = None, start: float = 0.0, *, eve
     if start == 0 and n in _stored(even):
         return (0.0, *_stored(even)[int(n)])[:count]
     first = _place(n, start, even)
-    return (start, *(_call(n, first + (1 - first / count) * k, even) for k in range(1, count)))
+    behind = first * min(first, 1.0)
+    return (start, *(_call(n, behind + (1 - behind / count) * k, even) for k in range(1, count)))
 
 
 def calls_to(n: int, end: float, *, even: bool = False) -> float:
@@ -170,7 +172,7 @@ def _spread(calls: list[float]) -> list[float]:
     return [call(k) for k in range(1, n)]
 
 
-_MANY, _SHARE, _HIGH, _LOW, _SHAPES = 22, 0.4, 200.0, 0.004, 48
+_MANY, _SHARE, _HIGH, _LOW, _SHAPES = 22, 0.6, 200.0, 0.004, 48
 """`evened` from so many calls on: so many of them are uniform in log s between these two, and the rest is distributed
 as in the stored runs of so many calls and more."""
 _FINE, _COARSE = 0.1, 8.0

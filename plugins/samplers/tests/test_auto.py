@@ -195,7 +195,7 @@ def test_stored_methods_are_consistent():
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 def test_more_evaluations_do_not_make_the_error_larger(process):
-    """From 4 to 100, stored or interpolated: never more than 2.5 times the best of fewer, and a hundredth at the end.
+    """From 4 to 100, stored or interpolated: never more than 4 times the best of fewer, and a hundredth at the end.
 
     The median over 200 points of a mixture that nothing was computed on. `Exploding` starts at sigma = 10 and ends
     where 0.05 is left, so that the stored times are moved most.
@@ -205,7 +205,7 @@ def test_more_evaluations_do_not_make_the_error_larger(process):
     expected, errors = Auto(steps=400)(oracle, x), []
     for calls in range(4, 101):
         errors.append(float((Auto(steps=calls)(oracle, x) - expected).square().mean(1).sqrt().median()))
-        assert errors[-1] < 2.5 * min(errors), (calls, errors[-1], min(errors))
+        assert errors[-1] < 4 * min(errors), (calls, errors[-1], min(errors))
     assert errors[-1] < 1e-2 * errors[0]
 
 

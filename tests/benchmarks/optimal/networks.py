@@ -31,7 +31,7 @@ class Network:
     def __init__(self, model: GenerativeModel) -> None:
         self.model, self.size, self.end = model.double().eval(), model.data.shape[0], LAST
         s = model.process.kernel(torch.tensor(model.process.t_max))
-        self.starts = ("80", "inf") if float(s.alpha) < 1e-9 else ("80",)
+        self.start = "inf" if float(s.alpha) < 1e-9 else "80"
 
     def denoise(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
         """E[x0 | x = alpha x0 + sigma eps], (B, D)."""

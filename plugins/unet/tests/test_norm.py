@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from itoflow import DataSpec
 from itoflow_unet.norm import Norm
 from itoflow_unet.unet import UNet
 
@@ -69,6 +72,23 @@ def test_what_the_convolution_reads_is_not_kept():
     y = norm.silu(x.requires_grad_(), lambda y: conv(made.append(weakref.ref(y)) or y))
     assert y.requires_grad
     assert [ref() for ref in made] == [None]
+
+
+def kept_on_cpu(net, *inputs):
+    with torch.autograd.graph.save_on_cpu():
+        return net(*inputs)
+
+
+@pytest.mark.parametrize("way", [partial(checkpoint, use_reentrant=False), kept_on_cpu])
+def test_torchs_ways_to_keep_less_give_the_same_gradients(way):
+    torch.manual_seed(0)
+    net = UNet(channels=8, multipliers=(1, 2), attention=(), zero_init=False).build(DataSpec(shape=(1, 8, 8)))
+    x, t = torch.randn(3, 1, 8, 8, requires_grad=True), torch.rand(3)
+    inputs = x, *net.parameters()
+    wanted = torch.autograd.grad(net(x, t, {}).square().sum(), inputs)
+    got = torch.autograd.grad(way(net, x, t, {}).square().sum(), inputs)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_second_derivatives():

@@ -62,13 +62,13 @@ class _NormSiLU(torch.autograd.Function):
         shape = x.shape[0], x.shape[1], x[0, 0].numel(), groups, eps
         y, mean, r = torch.native_group_norm(x, weight, bias, *shape)
         ctx.save_for_backward(x, weight, bias, mean, r)
-        ctx.groups, ctx.eps, ctx.u = groups, eps, None
+        ctx.groups, ctx.eps, ctx.left = groups, eps, None
         return F.silu(y, inplace=True)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        u, ctx.u = ctx.u, None
-        x, weight, bias, mean, r = ctx.saved_tensors
+        left, ctx.left = ctx.left, None
+        (x, weight, bias, mean, r), u = left or (ctx.saved_tensors, None)
         if torch.is_grad_enabled():  # it will be differentiated again
             y = F.silu(F.group_norm(x.contiguous(), ctx.groups, weight, bias, ctx.eps))
             return (*torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True), None, None)
@@ -76,12 +76,17 @@ class _NormSiLU(torch.autograd.Function):
 
 
 def _again(kept: Any) -> Tensor:
-    """y of a `_NormSiLU`, which is left u: its own backward pass is the next to need it."""
+    """y of a `_NormSiLU`, to which its saved tensors and u are left: its own backward pass is the next to need them.
+
+    Those that torch.utils.checkpoint computes again can be asked for once only.
+    """
     if isinstance(kept, Tensor):
         return kept
     with torch.no_grad():
-        kept.u = _normalised(*kept.saved_tensors)
-        return F.silu(kept.u)
+        saved = kept.saved_tensors
+        u = _normalised(*saved)
+        kept.left = saved, u
+        return F.silu(u)
 
 
 def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor) -> Tensor:

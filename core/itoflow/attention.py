@@ -24,6 +24,7 @@ from torch import Tensor
 from itoflow import registry
 from itoflow.errors import IncompatibleError, InputError, ItoflowError
 from itoflow.spec import Spec
+from itoflow.transforms import under_func
 
 
 class _Mode(threading.local):
@@ -49,7 +50,7 @@ class AttentionCall:
         scale: of the inner products; None is K^(-1/2).
         gradient: the result will be differentiated.
         bias_gradient: with respect to the bias, too.
-        traced: torch.compile is reading it into a graph.
+        traced: torch.compile is reading it into a graph, or torch.func transforms it.
     """
 
     query: tuple[int, ...]
@@ -115,7 +116,7 @@ class AttentionCall:
             scale=scale,
             gradient=gradient,
             bias_gradient=bias_gradient,
-            traced=torch.compiler.is_compiling(),
+            traced=torch.compiler.is_compiling() or under_func(),
         )
 
 

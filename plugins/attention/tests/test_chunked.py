@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itoflow import AttentionCall
-from itoflow.attention import choose_attention
+from itoflow.attention import attention, choose_attention
 from itoflow.errors import OptionError
 from itoflow_attention import chunked
 from itoflow_attention.chunked import Chunked, _Cut, _Plan
@@ -138,6 +138,18 @@ def test_auto_takes_it_for_small_heads_in_training_on_a_cpu(head: int) -> None:
         {"device": torch.device("mps")},
     ):
         assert isinstance(choose_attention("auto", replace(call, **change)), SDPA)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_of_each_example_under_vmap() -> None:
+    """`auto` takes another backend there, small heads or not: `chunked` has no rule for vmap."""
+    q, k, v = (torch.randn(3, 2, 2, 64, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+
+    def value(q: Tensor) -> Tensor:
+        return attention(q, k[0], v[0]).square().sum()
+
+    got = torch.func.vmap(torch.func.grad(value))(q)
+    torch.testing.assert_close(got, torch.stack([torch.func.grad(value)(each) for each in q]))
 
 
 def test_block_is_positive() -> None:

@@ -91,6 +91,20 @@ def test_torchs_ways_to_keep_less_give_the_same_gradients(way):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("of", [0, 1])
+def test_vmap_over_points_and_over_times(of):
+    torch.manual_seed(0)
+    net = UNet(channels=8, multipliers=(1, 2), attention=(), zero_init=False).build(DataSpec(shape=(1, 8, 8)))
+    each = [torch.randn(3, 1, 1, 8, 8), torch.rand(3, 1)]
+    each[1 - of] = each[1 - of][:1].expand_as(each[1 - of])
+    wanted = torch.stack([net(x, t, {}) for x, t in zip(*each, strict=True)])
+    in_dims = (0, None) if of == 0 else (None, 0)
+    inputs = [value if i == of else value[0] for i, value in enumerate(each)]
+    got = torch.func.vmap(lambda x, t: net(x, t, {}), in_dims)(*inputs)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_second_derivatives():
     norm, x, _ = pieces(torch.float64)
     conv = nn.Conv2d(12, 2, 3, padding=1, dtype=torch.float64)

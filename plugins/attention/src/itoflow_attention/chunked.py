@@ -64,7 +64,7 @@ class Chunked(Attention):
         return ()
 
     def preference_for(self, call: AttentionCall) -> int:
-        """Before `sdpa` where it is faster; under torch.compile it would break the graph."""
+        """Before `sdpa` where it is faster; torch.compile and torch.func.vmap do not see through its blocks."""
         small = max(call.key[3], call.value[3]) <= SMALL_HEAD and call.key[2] >= MANY_KEYS and call.bias is None
         faster = call.device.type == "cpu" and call.dtype != torch.float64 and call.gradient and not call.traced
         return 30 if small and faster else self.preference

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from itoflow import DataSpec
 from itoflow.embedding import Embedding
+from itoflow.transforms import under_func
 from itoflow_unet.blocks import AttentionBlock, ResidualBlock
 from itoflow_unet.features import Fourier, sinusoids
 from itoflow_unet.norm import Norm
@@ -71,7 +72,7 @@ class ResidualUNet(nn.Module):
         e = self.embed(s, cond)
         parts = iter(self.modulation(F.silu(e)).split(self.parts, dim=1))
 
-        if x.ndim == 4:  # channels together in memory: the layout that convolutions are fastest in
+        if x.ndim == 4 and not under_func():  # channels together in memory: the layout that convolutions are fastest in
             x = x.contiguous(memory_format=torch.channels_last)
         image = x = 2 * x - 1 if spec.center else x
         h = self.enter(x)

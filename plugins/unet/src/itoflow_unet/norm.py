@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from itoflow.transforms import under_func
 from itoflow_unet.unet import UNet
 
 
@@ -39,8 +40,8 @@ class Norm(nn.GroupNorm):
 
         In one step where that is faster: on a CPU, channels together, for a gradient.
         """
-        together = x.ndim == 4 and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-        if not together or not torch.is_grad_enabled() or not x.requires_grad or _transformed():
+        plain = transformed() or not torch.is_grad_enabled() or not x.requires_grad or x.device.type != "cpu"
+        if plain or x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
             return then(F.silu(self(x)))
         y: Tensor = _NormSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
         if y.dtype not in (torch.float32, torch.float64):  # as quick to keep as to compute
@@ -109,8 +110,6 @@ def _gradient(
     return dx.to(given[0]), dw.to(given[1]), dw_0.to(given[2])
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Inside torch.compile, torch.func or forward-mode differentiation, which see through plain steps only."""
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
-        return True
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0 or under_func()

@@ -66,6 +66,7 @@ def test_a_shipped_recipe_says_what_to_install(monkeypatch):
         ("[1, 2]", "mapping"),
         ("", "mapping"),
         ("3: x", "mapping"),
+        ("? [1, 2]\n: 3", "does not parse"),
         ("\x00", "does not parse"),
     ],
 )

@@ -6,8 +6,8 @@ import torch
 
 
 def under_func() -> bool:
-    """Inside a transform of torch.func, e.g. vmap: a tensor may not say how it lies in memory, nor be written to.
+    """Inside a transform of torch.func. False where torch.compile reads the code.
 
-    Nor has a `torch.autograd.Function` a rule for vmap of itself. False where torch.compile reads the code.
+    Under vmap a tensor may not say how it lies in memory, and a `torch.autograd.Function` has no rule of itself.
     """
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None

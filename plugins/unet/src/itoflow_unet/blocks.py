@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from itoflow.attention import attention
-from itoflow.transforms import under_func
 from itoflow_unet.norm import Norm
 from itoflow_unet.resample import CONVOLUTIONS
 from itoflow_unet.unet import UNet
@@ -60,7 +59,7 @@ class ResidualBlock(nn.Module):
             scale, shift = e.chunk(2, dim=1)
             h = self._second(F.silu(self.norm_2(h) * (1 + scale) + shift))
         else:
-            h = self.norm_2.silu(h + e if under_func() else h.add_(e), self._second)
+            h = self.norm_2.silu(h + e, self._second)
         y = h.add_(x if self.project is None else self.project(x))
         return y if self.rescale == 1 else y / self.rescale
 

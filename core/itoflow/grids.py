@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -160,7 +160,7 @@ def _spread(calls: list[float]) -> list[float]:
     def share(log_s: float) -> float:
         """How much of the run is before this s."""
         s = math.exp(log_s)
-        at = math.asinh(1 / _FINE / (1 / s + 1 / _COARSE))
+        at = _g(1 / s)
         i = min(bisect_right(falling, -at), n) - 1
         optimal = (i + (g[i] - at) / (g[i] - g[i + 1])) / n
         even = (1 - 1 / n) * max(math.log(_HIGH / s) / math.log(_HIGH / _LOW), 0) if s > _LOW else 1 - s / _LOW / n
@@ -186,7 +186,12 @@ def _curve(n: int, even: bool) -> list[float]:
 
 def _curve_of(calls: list[float]) -> list[float]:
     """g at the calls of a run, and at s = 0."""
-    return [math.asinh(1 / _FINE / (math.sinh(w) + 1 / _COARSE)) for w in (0.0, *calls)] + [0.0]
+    return [_g(math.sinh(w)) for w in (0.0, *calls)] + [0.0]
+
+
+def _g(signal: float) -> float:
+    """g at 1/s."""
+    return math.asinh(1 / _FINE / (signal + 1 / _COARSE))
 
 
 def _call(n: float, k: float, even: bool) -> float:
@@ -194,12 +199,13 @@ def _call(n: float, k: float, even: bool) -> float:
     below = max((m for m in _stored(even) if m <= n), default=min(_stored(even)))
     above = min((m for m in _stored(even) if m > max(n, below)), default=below) if n > below else below
     share = math.log(n / below) / math.log(above / below) if above != below else 0.0
-    low, high = (_between(_curve(m, even), k / n * m) for m in (below, above))
+    low, high = (between(_curve(m, even), k / n * m) for m in (below, above))
     g = (1 - share) * low + share * high
     return math.asinh(1 / (_FINE * math.sinh(g)) - 1 / _COARSE) if g > 0 else math.inf
 
 
-def _between(values: list[float], place: float) -> float:
+def between(values: Sequence[float], place: float) -> float:
+    """The values, linear between their places 0, 1, ..."""
     low = min(int(place), len(values) - 2)
     return values[low] + (place - low) * (values[low + 1] - values[low])
 

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from itoflow import Field, GaussianProcess, ProcessSpec, Row, Table, TableSampler
 from itoflow.field import NetworkField
-from itoflow.grids import evened, run_length
+from itoflow.grids import between, evened, run_length
 from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.sampler import GridOption
@@ -192,14 +192,10 @@ def method_of(n: float, steps: int | None = None) -> Method:
         return Method(order, bend, deltas[:steps])
     if not deltas or near <= depth or n <= depth:
         return Method(order, bend, [[0.0]] * steps)
-    rest = [_between(deltas, depth + k * (near - 1 - depth) / max(n - 1 - depth, 1)) for k in range(steps - depth)]
+    places = [depth + k * (near - 1 - depth) / max(n - 1 - depth, 1) for k in range(steps - depth)]
+    columns = list(zip(*deltas, strict=True))
+    rest = [[between(column, place) for column in columns] for place in places]
     return Method(order, bend, [*deltas[:depth], *rest][:steps])
-
-
-def _between(deltas: Deltas, place: float) -> list[float]:
-    low = min(int(place), len(deltas) - 2)
-    share = place - low
-    return [(1 - share) * a + share * b for a, b in zip(deltas[low], deltas[low + 1], strict=True)]
 
 
 @cache

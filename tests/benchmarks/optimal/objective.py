@@ -26,21 +26,13 @@ from torch import Tensor
 from itoflow import create
 from itoflow.testing import OracleField
 from itoflow.testing.problems import Straight
+from itoflow_samplers.ode import HEUN_3, RK4, Euler, Midpoint, RungeKutta
 
 Target = Mixture | Network
-Tableau = tuple[tuple[float, ...], ...]
-"""Rows (c, a_1, a_2, ...) of Butcher's, then the weights."""
 STARTS = {"80": math.atan(80.0), "inf": math.pi / 2}
 SHARPNESS, STRAIGHT, WEIGHTS = 4.0, (math.log(2), math.log(2), 0.0), (1.0, 0.5, 1.0)
 NEAR = 10
 """One of so many points is near a boundary."""
-RUNGE_KUTTA: tuple[Tableau, ...] = (
-    ((0.0,), (1.0,)),
-    ((0.0,), (1 / 2, 1 / 2), (0.0, 1.0)),
-    ((0.0,), (1 / 3, 1 / 3), (2 / 3, 0.0, 2 / 3), (1 / 4, 0.0, 3 / 4)),
-    ((0.0,), (1 / 2, 1 / 2), (1 / 2, 0.0, 1 / 2), (1.0, 0.0, 0.0, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
-)
-"""Euler, midpoint, Heun of order 3, and of order 4."""
 MULTISTEP: tuple[dict[str, str | int], ...] = (
     *({"name": "unipc", "order": order} for order in (2, 3)),
     *({"name": "adams", "predict": frame, "order": order} for frame in ("velocity", "v") for order in (2, 3)),
@@ -52,6 +44,12 @@ MULTISTEP: tuple[dict[str, str | int], ...] = (
     ),
 )
 """On times that are uniform from 0.999, and on those of Karras et al. from s = 80."""
+
+
+class Heun3(RungeKutta):
+    """Three network evaluations a step; order 3."""
+
+    tableau = HEUN_3
 
 
 class Problem(NamedTuple):
@@ -118,26 +116,12 @@ def columns(end: Tensor, problem: Problem) -> Tensor:
     return torch.stack([typical(usual), typical(near), whole.log() / 2])
 
 
-def runge_kutta(target: Target, x: Tensor, steps: int, tableau: Tableau) -> Tensor:
-    """Equal steps in t along the straight line, to t = 0 with no denoising."""
-    h = 1 / steps
-    for k in range(steps):
-        slopes: list[Tensor] = []
-        for c, *a in (*tableau[:-1], (1.0, *tableau[-1])):
-            moved = x - h * sum((w * slope for w, slope in zip(a, slopes, strict=True)), torch.zeros_like(x))
-            if len(slopes) == len(tableau) - 1:
-                x = moved
-                break
-            t = min(max(1 - (k + c) * h, 1e-9), 1 - 1e-9)
-            slopes.append((moved - target.denoise(moved, 1 - t, t)) / t)
-    return x
-
-
 def others(target: Target, x: Tensor, n: int) -> Iterator[Tensor]:
     """Endpoints of other methods in n evaluations, or as many of them as fit."""
-    for tableau in RUNGE_KUTTA:
-        if n >= len(tableau) - 1:
-            yield runge_kutta(target, x, n // (len(tableau) - 1), tableau)
+    whole = OracleField(Straight(t_max=1 - 1e-9, t_min=1e-9), target.denoise, 1.0)
+    for method in (Euler, Midpoint, Heun3, RK4):
+        if steps := n // len(method.tableau.c):
+            yield method(steps=steps, grid="uniform", denoise=False)(whole, x)
     for line, grid in ((Straight(t_max=0.999), "uniform"), (Straight(t_max=80 / 81, t_min=0.002), "karras")):
         field = OracleField(line, target.denoise, 1.0)
         for options in MULTISTEP:

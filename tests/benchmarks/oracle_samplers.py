@@ -8,7 +8,8 @@ The targets of the comparison: eight modes on a ring in 2 dimensions (std 0.1), 
 0.3). The times and coefficients of `auto` were computed on others (optimal/families.py). Two families are reported
 behind: one by which it was decided what to keep, and one that was drawn and run when all was decided.
 
-The last block is `auto` over the best peer of each column, for the targets and the families; at or below 1 it is ahead.
+Behind the tables `auto` over the best peer of each column; at or below 1 it is ahead. Of a family, its mixtures at 1 or
+below, the geometric mean, and the worst.
 
 Peers, where installed: azula 0.11.1, diffusers 0.42.1, flow_matching 1.0.10; the reference needs scipy.
 """
@@ -46,6 +47,7 @@ LOW, HIGH, RHO = 0.002, 80.0, 7.0
 TINY = 1e-9
 Denoise = Callable[[Tensor, Any, Any], Tensor]
 Row = dict[int, tuple[int, float, float]]
+Own = Callable[[Denoise, Tensor, str, int, float], Iterator[tuple[str, int, Tensor]]]
 
 
 class Modes:
@@ -87,10 +89,13 @@ def reference(denoise: Denoise, x: Tensor, path: str) -> Tensor:
     return denoise(torch.from_numpy(solved.y[:, -1].reshape(x.shape)), 1.0, 1e-4)
 
 
+def auto(denoise: Denoise, x: Tensor, path: str, nfe: int, std: float) -> Iterator[tuple[str, int, Tensor]]:
+    """`auto`, as it is."""
+    yield from _run({"auto": create("sampler", "auto", steps=nfe)}, denoise, x, path, std)
+
+
 def ours(denoise: Denoise, x: Tensor, path: str, nfe: int, std: float) -> Iterator[tuple[str, int, Tensor]]:
     """`auto`, and methods by name with the evaluations that fit."""
-    process = EDM(sigma_max=HIGH, t_min=LOW / HIGH) if path == "exploding" else Straight()
-    start = x * HIGH if path == "exploding" else x
     methods: dict[str, Sampler] = {
         "auto": create("sampler", "auto", steps=nfe),
         "exponential-adams 3, optimal": create("sampler", "exponential-adams", order=3, steps=nfe, grid="optimal"),
@@ -98,6 +103,14 @@ def ours(denoise: Denoise, x: Tensor, path: str, nfe: int, std: float) -> Iterat
         "unipc 3": create("sampler", "unipc", order=3, steps=nfe),
         "heun": create("sampler", "heun", steps=(nfe + 1) // 2),
     }
+    yield from _run(methods, denoise, x, path, std)
+
+
+def _run(
+    methods: dict[str, Sampler], denoise: Denoise, x: Tensor, path: str, std: float
+) -> Iterator[tuple[str, int, Tensor]]:
+    process = EDM(sigma_max=HIGH, t_min=LOW / HIGH) if path == "exploding" else Straight()
+    start = x * HIGH if path == "exploding" else x
     for name, sampler in methods.items():
         calls = 0
 
@@ -228,14 +241,12 @@ PEERS = {
 }
 
 
-def table(target: Modes | Mixture, std: float, path: str, *, peers: bool) -> dict[str, Row]:
+def table(target: Modes | Mixture, std: float, path: str, own: Own = ours) -> dict[str, Row]:
     """Each method's (calls, median, RMSE) for each NFE."""
     x = torch.randn(POINTS, target.size, generator=torch.Generator().manual_seed(1))
     exact, rows = reference(target.denoise, x, path), dict[str, Row]()
     for nfe in NFE:
-        runs = [ours(target.denoise, x, path, nfe, std)]
-        runs += [run(target.denoise, x, nfe) for run in PEERS[path]] if peers else []
-        for run in runs:
+        for run in (own(target.denoise, x, path, nfe, std), *(peer(target.denoise, x, nfe) for peer in PEERS[path])):
             with suppress(ImportError):  # a peer that is not installed
                 for name, calls, end in run:
                     e = (end - exact).square().mean(1).sqrt()
@@ -250,30 +261,33 @@ def show(title: str, rows: dict[str, Row]) -> None:
         print(f"  {name:30s}", " ".join(f"{n:3d}: {m:.1e} ({r:.1e})" for n, m, r in row.values()))
 
 
-def against_the_best_peer(rows: dict[str, Row]) -> str:
-    """`auto` over the best peer at each NFE, median and in brackets RMSE; empty where no peer is installed."""
-    others = [row for method, row in rows.items() if not method.startswith("itoflow")]
-    if not others:
-        return ""
-    best = {n: [min(row[n][i] for row in others if not math.isnan(row[n][i])) for i in (1, 2)] for n in NFE}
-    mine = rows["itoflow auto"]
-    cells = [f"{mine[n][1] / best[n][0]:.2f} ({mine[n][2] / best[n][1]:.2f})" for n in NFE]
-    return "   ".join(f"{cell:>12s}" for cell in cells)
+def over_the_best_peer(rows: dict[str, Row]) -> Tensor:
+    """`auto` over the best peer, (NFE, 2) for median and RMSE; NaN where no peer is installed."""
+    peers = [row for method, row in rows.items() if not method.startswith("itoflow")]
+    mine = torch.tensor([rows["itoflow auto"][n][1:] for n in NFE])
+    theirs = torch.tensor([[row[n][1:] for n in NFE] for row in peers]).view(-1, len(NFE), 2)
+    return mine / theirs.nan_to_num(math.inf).amin(0) if peers else mine * math.nan
 
 
 def main() -> None:
     """Print all tables."""
-    ratios = []
-    families: list[tuple[str, Modes | Mixture, float]] = [(name, t, t.std) for name, t in targets().items()]
-    for family, made in (("validation", validation()), ("fresh", fresh())):
-        families += [(f"{family} {name}", mixture, 1.0) for name, mixture in made.items()]
-    for name, target, std in families:
+    found = []
+    for name, target in targets().items():
         for path in PEERS:
-            rows = table(target, std, path, peers=True)
+            rows = table(target, target.std, path)
             show(f"{name}, {path}", rows)
-            ratios.append(f"  {name + ', ' + path:37s} {against_the_best_peer(rows) or 'no peer is installed'}")
+            cells = (f"{median:.2f} ({rmse:.2f})" for median, rmse in over_the_best_peer(rows).tolist())
+            found.append(f"  {name + ', ' + path:37s}" + "".join(f"{cell:>15s}" for cell in cells))
     print("\nauto over the best peer of the column, median (RMSE), at NFE", *NFE)
-    print("\n".join(ratios))
+    print("\n".join(found))
+    for family, made in (("validation", validation()), ("fresh", fresh())):
+        print(f"\n{family}, {len(made)} mixtures: at 1 or below, geometric mean, worst")
+        for path in PEERS:
+            ratios = torch.stack([over_the_best_peer(table(mixture, 1.0, path, auto)) for mixture in made.values()])
+            for name, column in zip(("median", "RMSE"), ratios.unbind(2), strict=True):
+                stats = zip((column <= 1).sum(0), column.log().mean(0).exp(), column.amax(0), strict=True)
+                cells = (f"{int(ahead)} {mean:.2f} {worst:.2f}" for ahead, mean, worst in stats)
+                print(f"  {path + ', ' + name:37s}" + "".join(f"{cell:>15s}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Targets on which the grids and tables of `auto` were computed, and others on which they are judged.
 
 Mixtures of Gaussians of 1 to 256 dimensions, 2 to 20 modes, mode widths 0.02 to 0.5, isotropic and anisotropic (one
-with axes of a hundredth of its width, as the data of images have), equal and unequal weights and widths; all with mean
-0 and a variance of 1 per dimension on average. None is a target of the comparison with other libraries.
+with axes of a hundredth of its width, as the data of images have), equal and unequal weights and widths; all with a
+variance of 1 per dimension on average, and with mean 0 or means of up to 1, as data are seldom centred. None is a
+target of the comparison with other libraries.
 """
 
 from __future__ import annotations
@@ -14,20 +15,28 @@ from torch import Tensor
 
 
 class Mixture:
-    """sum_k w_k N(m_k, (std_k axes)^2), centred and scaled.
+    """sum_k w_k N(m_k, (std_k axes)^2), scaled to a variance of 1 per dimension on average, moved to its mean.
 
     Arguments:
         means: (K, D).
         std: of the modes, a number or (K,).
         weights: (K,), None for equal ones.
         axes: (D,), the factor of each axis.
+        mean: (D,), in standard deviations; None for 0.
 
     Attributes:
         end: s at which x0 is the endpoint.
         start: s at which runs start.
     """
 
-    def __init__(self, means: Tensor, std: Tensor | float, weights: Tensor | None = None, axes: Tensor | None = None):
+    def __init__(
+        self,
+        means: Tensor,
+        std: Tensor | float,
+        weights: Tensor | None = None,
+        axes: Tensor | None = None,
+        mean: Tensor | None = None,
+    ) -> None:
         count, size = means.shape
         weights = torch.ones(count) if weights is None else weights
         self.weights = (weights / weights.sum()).double()
@@ -37,6 +46,7 @@ class Mixture:
         total = (self.weights @ means.square()).sum() + self.weights @ std.square() * axes.square().sum()
         scale = (total / size).rsqrt()
         self.means, self.std, self.axes = means * scale, std * scale, axes
+        self.means += 0 if mean is None else mean
         self.end, self.start = 1e-4, "inf"
         self.equal, self.size = bool((std == std[0]).all()), size
 
@@ -60,11 +70,12 @@ def _random(seed: int, modes: int, size: int) -> Tensor:
     return torch.randn(modes, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def drawn(seed: int, count: int, least: int = 1) -> dict[str, Mixture]:
+def drawn(seed: int, count: int, least: int = 1, mean: float = 0.0) -> dict[str, Mixture]:
     """Mixtures at random: dimensions log-uniform in `least` to 128, 2 to 20 modes, widths log-uniform in 0.05 to 0.6.
 
-    A third have axes that differ by 10^0.3 to 10^1.5, a third unequal weights, a quarter unequal widths. Near copies of
-    the compared targets are left out: 6 to 10 modes in 2 dimensions, and 7 to 13 in 40 to 96.
+    A third have axes that differ by 10^0.3 to 10^1.5, a third unequal weights, a quarter unequal widths. Means per
+    dimension are normal, of a size uniform up to `mean`. Near copies of the compared targets are left out: 6 to 10
+    modes in 2 dimensions, and 7 to 13 in 40 to 96.
     """
     generator, family = torch.Generator().manual_seed(seed), dict[str, Mixture]()
     while len(family) < count:
@@ -73,13 +84,15 @@ def drawn(seed: int, count: int, least: int = 1) -> dict[str, Mixture]:
         width = 0.05 * 12 ** u[2]
         means = torch.randn(modes, size, generator=generator, dtype=torch.float64)
         spread = torch.rand(3, modes, generator=generator, dtype=torch.float64)
+        at = mean * u[7] * torch.randn(size, generator=generator, dtype=torch.float64) if mean else None
         if (size == 2 and 6 <= modes <= 10) or (40 <= size <= 96 and 7 <= modes <= 13):
             continue
-        family[f"{size}d-{modes} {width:.2f}"] = Mixture(
+        family[f"{seed} {size}d-{modes} {width:.2f}"] = Mixture(
             means,
             width * (0.5 + 1.5 * spread[0]) if u[3] < 1 / 4 else width,
             1 + 3 * spread[1] if u[4] < 1 / 3 else None,
             torch.logspace(-0.6, 0.6, size) ** (0.25 + u[6]) if u[5] < 1 / 3 else None,
+            at,
         )
     return family
 
@@ -109,6 +122,8 @@ def training() -> dict[str, Mixture]:
         "100d-7": Mixture(_random(29, 7, 100), 0.4, axes=torch.logspace(-2, 0.3, 100)),
         **drawn(11, 45),
         **drawn(12, 30, least=24),
+        **drawn(15, 110, mean=1.0),
+        **drawn(16, 70, least=24, mean=1.0),
     }
 
 
@@ -123,9 +138,13 @@ def validation() -> dict[str, Mixture]:
         "56d-11": Mixture(_random(27, 11, 56), 0.25),
         **drawn(501, 10),
         **drawn(502, 10),
+        **drawn(777, 60),
+        **drawn(778, 40, least=24),
+        **drawn(779, 60, mean=1.0),
+        **drawn(780, 40, least=24, mean=1.0),
     }
 
 
 def fresh() -> dict[str, Mixture]:
-    """Five drawn by the same law as most of the training family, and run once, when all was decided."""
-    return drawn(20261124, 5)
+    """Drawn by the same laws, and run once, when all was decided."""
+    return {**drawn(991, 25), **drawn(992, 25, mean=1.0)}

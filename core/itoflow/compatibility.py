@@ -81,15 +81,21 @@ def solvable(process: ProcessSpec, parametrization: Parametrization) -> ProcessS
 def check_scale(process: ProcessSpec, data: DataSpec) -> None:
     """Warn, by an `ItoflowWarning`, where the noise of a process does not suit the deviation s of the data.
 
-    Its prior is to hide the data, alpha s below sigma, and t_min to leave little noise on them, sigma below alpha s, by
-    `UNSUITED`; and where the two are equal is not to lie at an end of its time grid, if that is uniform.
+    A prior is to hide the data, alpha s below sigma, and t_min to leave little noise on them, sigma below alpha s, by
+    `UNSUITED`; and where the two are equal is not to lie at an end of the time grid, if that is uniform. Between two
+    data sets only the noise at t_min, gamma, counts.
     """
-    if not isinstance(process, GaussianProcess):
+    left, clear = 0.0, 0.5
+    if isinstance(process, InterpolantProcess):
+        start = process.kernel(process.t_min)
+        noise = float(start.gamma / start.alpha) / data.std
+    elif isinstance(process, GaussianProcess):
+        first, last = process.ends()
+        left, noise = float(last.alpha) * data.std / process.prior_std(), float(first.sigma / first.alpha) / data.std
+        k = process.kernel(torch.linspace(process.t_min, process.t_max, 201, dtype=torch.float64))
+        clear = float((k.sigma < k.alpha * data.std).double().mean())
+    else:
         return
-    first, last = process.ends()
-    left, noise = float(last.alpha) * data.std / process.prior_std(), float(first.sigma / first.alpha) / data.std
-    k = process.kernel(torch.linspace(process.t_min, process.t_max, 201, dtype=torch.float64))
-    clear = float((k.sigma < k.alpha * data.std).double().mean())
     if left > UNSUITED:
         wrong = f"at t_max the data are still {left:.2g} times as large as its prior, which knows nothing of them"
     elif noise > UNSUITED:

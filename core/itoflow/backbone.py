@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from itoflow.errors import InputError
 from itoflow.spec import Spec
 
+STD_LIMIT = 1e12
+"""The largest standard deviation of data, and the inverse of the smallest."""
+
 
 class DataSpec(Spec):
     """What one example is: its shape, its conditions, and the scale of its values.
@@ -28,7 +31,8 @@ class DataSpec(Spec):
     vector: Annotated[int, Gt(0)] | None = None
     """Size of a conditioning vector; each example then has a condition `vector`, (vector,) floats."""
     std: Annotated[FiniteFloat, Gt(0)] = 1.0
-    """Standard deviation of the values, data units; scales the network's input and EDM's preconditioning."""
+    """Standard deviation of the values about their mean, data units; scales the network's input, EDM's preconditioning
+    and the default sampler. The mean is best near 0: nothing subtracts it, and a prior is centred."""
     levels: Annotated[int, Ge(2)] | None = None
     """Number of discrete values, or None for continuous data."""
     low: FiniteFloat = -1.0
@@ -40,6 +44,11 @@ class DataSpec(Spec):
     def _ordered(self) -> DataSpec:
         if self.low >= self.high:
             raise ValueError(f"low = {self.low} must be below high = {self.high}")
+        if not 1 / STD_LIMIT <= self.std <= STD_LIMIT:
+            raise ValueError(
+                f"std = {self.std:g} is not between {1 / STD_LIMIT:g} and {STD_LIMIT:g}, beyond which squares of the "
+                "values leave float32. Give the data in another unit, best one in which std is near 1"
+            )
         return self
 
     def check(self, x: Tensor, what: str = "x") -> None:
@@ -53,10 +62,9 @@ class DataSpec(Spec):
         if x.ndim != len(self.shape) + 1 or tuple(x.shape[1:]) != self.shape:
             raise InputError(f"{what} must have shape (B, {self._sizes()}). Given: {tuple(x.shape)}.")
         if not x.is_floating_point():
-            raise InputError(
-                f"{what} must be floating, scaled to [{self.low:g}, {self.high:g}]. Given: {x.dtype}. "
-                "Convert it, e.g. by x.float() / 127.5 - 1 for bytes."
-            )
+            scaled = f", scaled to [{self.low:g}, {self.high:g}]" if self.levels else ""
+            advice = "x.float() / 127.5 - 1 for bytes" if self.levels else "x.float()"
+            raise InputError(f"{what} must be floating{scaled}. Given: {x.dtype}. Convert it, e.g. by {advice}.")
         if not bool(torch.isfinite(x).all()):
             raise InputError(f"{what} has {int((~torch.isfinite(x)).sum())} values that are NaN or infinite.")
 

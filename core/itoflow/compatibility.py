@@ -8,17 +8,25 @@ from typing import Any, cast
 import torch
 
 from itoflow import registry
+from itoflow.backbone import DataSpec
 from itoflow.errors import IncompatibleError, ItoflowError, ItoflowWarning, listing
 from itoflow.interpolant import InterpolantProcess
 from itoflow.objective import Objective, PathObjective
 from itoflow.parametrization import Parametrization
-from itoflow.process import GaussianProcess, ProcessSpec
+from itoflow.process import ALPHA_ZERO, GaussianProcess, ProcessSpec
 from itoflow.sampler import Sampler, TableSampler
 
 SINGULAR = 1e-4
-"""Below this sine of the angle between (alpha, sigma) and (a, b), a prediction counts as unsolvable at t_max."""
+"""Below this sine of the angle between (alpha s, sigma) and (a s, b), what x and the output are of data in units of
+their deviation s and of noise, a prediction counts as unsolvable at t_max."""
 SOLVABLE = 5e-3
 """The sine at the t_max that `solvable` lowers to; that of the VP process with beta_max = 20 is 0.0066."""
+
+UNSUITED = 0.1
+"""What may be left of the data in the prior, and of noise on the data at t_min, as ratios of standard deviations. At
+this ratio the variance that a model leaves out, or has too much of, is a hundredth of the other's."""
+CORNER = 0.02
+"""The least share of a uniform time grid with less noise than data, and with more."""
 
 
 def check_objective(objective: Objective, process: ProcessSpec) -> None:
@@ -52,22 +60,56 @@ def solvable(process: ProcessSpec, parametrization: Parametrization) -> ProcessS
         return process
     if _sine(process, parametrization, process.t_max) >= SINGULAR:
         return process
-    low, high = process.t_min, process.t_max
-    if _sine(process, parametrization, (low + high) / 2) < SOLVABLE:
+    high, halves = process.t_max, [process.t_min + (process.t_max - process.t_min) / 2**i for i in range(1, 40)]
+    low = next((t for t in halves if not _sine(process, parametrization, t) < SOLVABLE), None)
+    if low is None or _sine(process, parametrization, halves[0]) <= ALPHA_ZERO:
         raise IncompatibleError(
             f"Prediction {parametrization.prediction!r} determines no x0 on {process!r}. Use another, e.g. 'v'."
         )
-    low = (low + high) / 2
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if _sine(process, parametrization, middle) >= SOLVABLE else (low, middle)
     warnings.warn(
-        f"Prediction {parametrization.prediction!r} determines no x0 where alpha = 0, so t_max of "
+        f"Prediction {parametrization.prediction!r} determines no x0 where no signal is left, so t_max of "
         f"{type(process).__name__} is lowered from {process.t_max:g} to {low:.6g}. Prediction 'v' keeps it.",
         ItoflowWarning,
         stacklevel=3,
     )
     return process.replace(t_max=low)
+
+
+def check_scale(process: ProcessSpec, data: DataSpec) -> None:
+    """Warn, by an `ItoflowWarning`, where the noise of a process does not suit the deviation s of the data.
+
+    A prior is to hide the data, alpha s below sigma, and t_min to leave little noise on them, sigma below alpha s, by
+    `UNSUITED`; and where the two are equal is not to lie at an end of the time grid, if that is uniform. Between two
+    data sets only the noise at t_min, gamma, counts.
+    """
+    left, clear = 0.0, 0.5
+    if isinstance(process, InterpolantProcess):
+        start = process.kernel(process.t_min)
+        noise = float(start.gamma / start.alpha) / data.std
+    elif isinstance(process, GaussianProcess):
+        first, last = process.ends()
+        left, noise = float(last.alpha) * data.std / process.prior_std(), float(first.sigma / first.alpha) / data.std
+        k = process.kernel(torch.linspace(process.t_min, process.t_max, 201, dtype=torch.float64))
+        clear = float((k.sigma < k.alpha * data.std).double().mean())
+    else:
+        return
+    if left > UNSUITED:
+        wrong = f"at t_max the data are still {left:.2g} times as large as its prior, which knows nothing of them"
+    elif noise > UNSUITED:
+        wrong = f"at t_min noise {noise:.2g} times as large is left on them, which samples and densities will show"
+    elif process.grid == "uniform" and not CORNER <= clear <= 1 - CORNER:
+        wrong = f"{max(clear, 1 - clear):.1%} of its time grid has {'less' if clear > 0.5 else 'more'} noise than data"
+    else:
+        return
+    warnings.warn(
+        f"{process!r} does not suit data of standard deviation {data.std:g} (`std` of the data spec): {wrong}. Divide "
+        "the data by their standard deviation, and subtract their mean, or give the process other noise.",
+        ItoflowWarning,
+        stacklevel=3,
+    )
 
 
 def check_sampler(sampler: Sampler, process: ProcessSpec, parametrization: Parametrization) -> None:
@@ -91,10 +133,10 @@ def check_sampler(sampler: Sampler, process: ProcessSpec, parametrization: Param
 
 
 def _sine(process: GaussianProcess, parametrization: Parametrization, t: float) -> float:
-    """|sin| of the angle between (alpha, sigma) and (a, b) at t: zero where they determine neither x0 nor eps."""
-    k = process.kernel(t)
+    """|sin| of the angle of `SINGULAR` at t: zero where x and the output determine neither x0 nor eps."""
+    k, s = process.kernel(t), parametrization.data_std
     a, b = parametrization.coefficients(k)
-    return float(parametrization.determinant(k).abs() / (torch.hypot(a, b) * torch.hypot(k.alpha, k.sigma)))
+    return float(s * parametrization.determinant(k).abs() / (torch.hypot(a * s, b) * torch.hypot(k.alpha * s, k.sigma)))
 
 
 def _refuse(kind: str, part: Objective | Sampler, process: ProcessSpec) -> None:

@@ -132,7 +132,7 @@ def captured(
 
     if not like.is_cuda:
         raise InputError(f"A CUDA graph needs a CUDA device; `like` is on {like.device}. Use the option `compile`.")
-    rows = sampler.tabulated(field.process).rows if isinstance(sampler, TableSampler) else ()
+    rows = sampler.tabulated(field.process, field.data_std).rows if isinstance(sampler, TableSampler) else ()
     if any(row.clock is not None for row in rows):
         raise InputError(f"{type(sampler).__name__} follows a Brownian path, which no CUDA graph can draw.")
     x, stream = torch.zeros_like(like), torch.cuda.Stream(like.device)

@@ -13,7 +13,7 @@ import torch
 
 from itoflow import registry
 from itoflow.backbone import Backbone, DataSpec
-from itoflow.compatibility import check_objective, check_sampler, solvable
+from itoflow.compatibility import check_objective, check_sampler, check_scale, solvable
 from itoflow.errors import OptionError, did_you_mean, listing
 from itoflow.field import NetworkField
 from itoflow.interpolant import InterpolantProcess
@@ -40,8 +40,9 @@ def compose(
         sampler: what `sample` uses by default; None leaves the choice to each call, and then to `auto`.
         **data_options: further fields of the data spec, e.g. classes=10.
 
-    Where the prediction cannot be solved at the process's t_max (noise determines no data where alpha = 0), t_max is
-    lowered, with an `ItoflowWarning`; `model.process` shows the value used.
+    Where the prediction cannot be solved at the process's t_max (noise determines no data where no signal is left),
+    t_max is lowered, with an `ItoflowWarning`; `model.process` shows the value used. Noise that does not suit the
+    data's standard deviation gives an `ItoflowWarning` too.
 
     Example:
         >>> import itoflow
@@ -63,6 +64,7 @@ def compose(
     check_objective(goal, path)
     parametrization = goal.parametrization(path, spec)
     path = solvable(path, parametrization)
+    check_scale(path, spec)
     if steps is not None:
         check_sampler(steps, path, parametrization)
     field = NetworkField(network.build(_built_for(spec, path, parametrization)), path, parametrization)

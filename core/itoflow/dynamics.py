@@ -35,7 +35,13 @@ from itoflow.process import ProcessSpec, broadcast_time
 
 
 class Dynamics(ABC):
-    """dx = drift(x, t) dt + diffusion(t) dw in the direction of `forward` time."""
+    """dx = drift(x, t) dt + diffusion(t) dw in the direction of `forward` time.
+
+    Attributes:
+        scale: what counts as large in a state, data units; an integrator holds its absolute error below it.
+    """
+
+    scale: float = 1.0
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
@@ -99,10 +105,12 @@ class ProbabilityFlowODE(Dynamics):
     Arguments:
         field: gives the velocity.
         cond: conditions for the field.
+
+    `scale` is the data's standard deviation, or 1 for data at one point.
     """
 
     def __init__(self, field: Field, cond: Mapping[str, Tensor] | None = None) -> None:
-        self.field, self.cond = field, cond
+        self.field, self.cond, self.scale = field, cond, field.data_std or 1.0
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity f - g^2/2 grad log p_t."""

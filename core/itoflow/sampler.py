@@ -97,8 +97,9 @@ class TableSampler(Sampler):
     """Time grid: the process's own (`auto`), a named one, or the times themselves, decreasing."""
     rho: Annotated[FiniteFloat, Gt(0)] = 7.0
     """Exponent of the grid `karras`."""
-    data_std: Annotated[FiniteFloat, Gt(0)] = 1.0
-    """Standard deviation of the data, data units; the scale of the grid `optimal`."""
+    data_std: Annotated[FiniteFloat, Gt(0)] | None = None
+    """Standard deviation of the data, data units, the scale of the grid `optimal`; None is what the field says, or 1
+    for a table by itself."""
     denoise: bool = True
     """End with x0 of the last call, which removes the noise that is left at t_min."""
     compile: bool = False
@@ -108,9 +109,18 @@ class TableSampler(Sampler):
     def table(self, process: ProcessSpec) -> Table:
         """All rows for this process, coefficients in float64."""
 
-    def tabulated(self, process: ProcessSpec) -> Table:
-        """`table`, made once: it depends on options alone, and a model draws many batches by the same one."""
-        return _tabulated(self, process)
+    def tabulated(self, process: ProcessSpec, data_std: float | None = None) -> Table:
+        """`table`, made once: it depends on options alone, and a model draws many batches by the same one.
+
+        Arguments:
+            data_std: what the field says, for an option `data_std` of None.
+        """
+        return _tabulated(self, process, data_std)
+
+    @property
+    def scale(self) -> float:
+        """`data_std`, or 1 where it is None."""
+        return 1.0 if self.data_std is None else self.data_std
 
     def needs_score(self, process: ProcessSpec) -> bool:
         """Whether a row adds noise, or has a strength."""
@@ -139,14 +149,14 @@ class TableSampler(Sampler):
         """Whether the grid counts on the last step going to the data: from its last time but one, not from t_min."""
         if self.grid != "optimal" or not isinstance(process, GaussianProcess):
             return False
-        return not optimal_reaches(process, self.steps, self.data_std)
+        return not optimal_reaches(process, self.steps, self.scale)
 
     def grid_times(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
         """So many times of the grid, from t_max down to t_min."""
         if isinstance(self.grid, tuple):
             return custom_grid(process, self.grid, knots)
         grid = process.grid if self.grid == "auto" else self.grid
-        return time_grid(process, grid, knots, rho=self.rho, data_std=self.data_std)
+        return time_grid(process, grid, knots, rho=self.rho, data_std=self.scale)
 
     @torch.no_grad()
     def __call__(
@@ -160,11 +170,13 @@ class TableSampler(Sampler):
     ) -> Tensor:
         """x at data time: the table of the field's process, run by `itoflow.loop.run_table`."""
         self.check(field.process)
-        table = self.tabulated(field.process)
+        table = self.tabulated(field.process, field.data_std)
         name = type(self).__name__
         return run_table(table, field, x, cond, generator=generator, callback=callback, name=name, compile=self.compile)
 
 
 @lru_cache(maxsize=128)
-def _tabulated(sampler: TableSampler, process: ProcessSpec) -> Table:
+def _tabulated(sampler: TableSampler, process: ProcessSpec, data_std: float | None) -> Table:
+    if sampler.data_std is None and data_std:  # data at one point have none
+        sampler = sampler.replace(data_std=data_std)
     return sampler.table(process)

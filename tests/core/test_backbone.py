@@ -51,7 +51,7 @@ def test_accepts_a_batch(dtype: torch.dtype) -> None:
         (torch.zeros(2, 3), r"shape \(B, 2, 3\)\. Given: \(2, 3\)"),
         (torch.zeros(5, 3, 2), r"Given: \(5, 3, 2\)"),
         (torch.zeros(5, 2, 3, 1), r"Given: \(5, 2, 3, 1\)"),
-        (torch.zeros(5, 2, 3, dtype=torch.uint8), r"floating, scaled to \[-1, 1\]\. Given: torch.uint8.*x.float\(\)"),
+        (torch.zeros(5, 2, 3, dtype=torch.uint8), r"must be floating\. Given: torch.uint8.*by x.float\(\)\.$"),
         (torch.full((1, 2, 3), torch.nan), "6 values that are NaN or infinite"),
         (torch.zeros(1, 2, 3).index_fill(2, torch.tensor([1]), torch.inf), "2 values that are NaN or infinite"),
     ],
@@ -59,6 +59,17 @@ def test_accepts_a_batch(dtype: torch.dtype) -> None:
 def test_refuses_a_wrong_batch(x: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DataSpec(shape=(2, 3)).check(x)
+
+
+def test_says_the_scale_of_data_with_levels_and_of_no_other() -> None:
+    with pytest.raises(InputError, match=r"floating, scaled to \[-1, 1\]\. Given: torch.uint8.*127.5 - 1 for bytes"):
+        DataSpec(shape=(2, 3), levels=256).check(torch.zeros(5, 2, 3, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("std", [1e300, 1e-300])
+def test_refuses_a_deviation_whose_square_no_float_holds(std: float) -> None:
+    with pytest.raises(OptionError, match=r"std = 1e[+-]300 is not between 1e-12 and 1e\+12.*in another unit"):
+        DataSpec(shape=(2,), std=std)
 
 
 BOTH = DataSpec(shape=(2,), classes=4, vector=3)

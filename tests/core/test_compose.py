@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import itoflow
-from itoflow import DataSpec, GenerativeModel, registry
+from itoflow import DataSpec, GaussianProcess, GenerativeModel, registry
 from itoflow.errors import IncompatibleError, ItoflowError, ItoflowWarning, OptionError, UnknownComponentError
 
 PARTS: dict[str, Any] = {
@@ -34,7 +35,7 @@ def test_a_part_is_a_name_a_mapping_or_an_object(toy: ModuleType, part: str) -> 
 
 
 def test_the_recipe_composes_the_same_model(toy: ModuleType) -> None:
-    model = compose(process={"name": "decay", "rate": 2.0}, data=(2, 3), classes=4)
+    model = compose(process={"name": "decay", "rate": 4.0}, data=(2, 3), classes=4)
     assert compose(**model.recipe).recipe == model.recipe
 
 
@@ -155,3 +156,44 @@ def test_t_max_is_kept_where_it_can_be(toy: ModuleType, prediction: str) -> None
 def test_a_prediction_that_is_singular_for_half_the_time_is_refused(toy: ModuleType) -> None:
     with pytest.raises(IncompatibleError, match=r"Prediction 'eps' determines no x0 on Forgetful.*Use another"):
         compose(process="forgetful", objective={"name": "denoise", "prediction": "eps"}, sampler=None)
+
+
+class Unit(GaussianProcess):
+    """sigma from 0.02 to 200 of a unit of the data."""
+
+    unit: float
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.unit * 0.02 * 10 ** (4 * t)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "eps", "score", "v", "velocity", "edm"])
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_what_is_solvable_does_not_depend_on_the_unit_of_the_data(
+    toy: ModuleType, prediction: str, unit: float
+) -> None:
+    """Noise 200 times the data determines x0 in any unit; in absolute terms it is 2e6 times alpha in the last."""
+    process = Unit(unit=unit)
+    assert (
+        compose(process=process, objective={"name": "denoise", "prediction": prediction}, std=unit).process == process
+    )
+
+
+@pytest.mark.parametrize(
+    ("process", "std", "message"),
+    [
+        ({"name": "decay", "rate": 1.0}, 1.0, r"at t_max the data are still 0\.37 times as large as its prior"),
+        ({"name": "decay", "rate": 7.0}, 0.05, r"at t_min noise 0\.21 times as large is left on them"),
+        ("straight", 0.01, r"99\.0% of its time grid has more noise than data"),
+        ("straight", 100.0, r"99\.0% of its time grid has less noise than data"),
+    ],
+)
+def test_noise_that_does_not_suit_the_data_is_a_warning(
+    toy: ModuleType, process: Any, std: float, message: str
+) -> None:
+    with pytest.warns(ItoflowWarning, match=rf"does not suit data of standard deviation {std:g} .*{message}") as caught:
+        compose(process=process, objective={"name": "denoise", "prediction": "v"}, std=std)
+    assert caught[0].filename == __file__

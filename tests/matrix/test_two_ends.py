@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -65,6 +67,14 @@ def test_from_one_data_set_to_the_other(process: dict[str, object]) -> None:
         sampler = itoflow.create("sampler", name, steps=300)
         x = sampler(oracle, start, generator=torch.Generator().manual_seed(2))
         expect_moments(x, mean, covariance, f"{name} on {path!r}", relative=0.03)
+
+
+def test_noise_that_is_left_on_data_of_small_deviation_is_a_warning() -> None:
+    """The bridge of s = 1 ends with noise of 0.03."""
+    parts: dict[str, Any] = {"objective": "flow-matching", "backbone": "mlp", "data": (2,), "std": 0.01}
+    with pytest.warns(itoflow.ItoflowWarning, match=r"at t_min noise 3\.2 times as large is left on them"):
+        itoflow.compose(process="sb", **parts)
+    itoflow.compose(process={"name": "sb", "sigma": 0.01}, **parts)
 
 
 def test_sampling_starts_from_data() -> None:

@@ -170,9 +170,9 @@ def test_conditional_transport_with_vectors_lies_between_none_and_plain():
     cost = squared_distances(x0, x1[partners])
     unit = torch.nn.functional.normalize(vectors["vector"], dim=1)
     mismatch = 1 - unit @ unit.T
-    for ratio in (0.01, 0.1):
-        priced = ConditionalTransport(ratio=ratio).conditioned(cost, mismatch)
-        assert float((priced <= cost.diagonal()).double().mean()) == pytest.approx(ratio, abs=2e-3)
+    for ratio, unit in ((0.01, 1.0), (0.1, 1.0), (0.01, 1e14)):
+        priced = ConditionalTransport(ratio=ratio).conditioned(unit * cost, mismatch)
+        assert float((priced <= unit * cost.diagonal()).double().mean()) == pytest.approx(ratio, abs=2e-3)
     chosen = ConditionalTransport(ratio=0.05)(x0, x1, vectors, generator=seeded(3))
     plain = transport_cost(x0, x1[OptimalTransport()(x0, x1)])
     none = transport_cost(x0, x1[partners])

@@ -9,6 +9,7 @@ import torch
 
 from itoflow import Dynamics, NumericalError, OptionError
 from itoflow.likelihood import decode, encode, likelihood
+from itoflow.testing import GaussianOracle
 from itoflow.testing.problems import Exploding, Preserving, Straight, gaussian, seeded
 from itoflow_ode.dopri5 import Dopri5
 from itoflow_ode.dopri8 import Dopri8
@@ -64,6 +65,20 @@ def test_round_trip(process):
     x = field.sample(20, generator=seeded(0))
     back = decode(field, encode(field, x, rtol=1e-7), rtol=1e-7)
     assert float((back - x).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("std", [1e-3, 1.0, 1e3])
+def test_errors_are_in_proportion_to_the_data(solver, std):
+    """With the defaults, on Gaussian data whose mean is three deviations off; from sigma = 0 on."""
+    process = Straight()
+    field = GaussianOracle(process, std * torch.tensor([3.0, -3.0], dtype=torch.float64), std**2)
+    start = field.sample(20, process.t_max, generator=seeded(0))
+    exact = field.flow(start, process.t_max, process.t_min)
+    sampled = float((solver()(field, start) - exact).abs().max()) / std
+    returned = float((decode(field, encode(field, exact, method=solver()), method=solver()) - exact).abs().max()) / std
+    print(f"\n{solver.__name__}, deviation {std:g}: {sampled:.1e} of it, there and back {returned:.1e}")
+    assert max(sampled, returned) < 1e-4
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from itoflow.testing.samplers import Watched
 from itoflow_samplers.churn import Churn
 from itoflow_samplers.ddim import Ancestral
 from itoflow_samplers.frames import points
+from itoflow_samplers.multistep import ExponentialAdams
 from itoflow_samplers.predictor_corrector import PredictorCorrector
 from itoflow_samplers.sa_solver import SASolver, StochasticAdams
 from itoflow_samplers.sde import EulerMaruyama, ReverseDiffusion
@@ -140,6 +142,27 @@ def test_stochastic_adams_is_exact_for_gaussian_data(process, k):
     assert (row.a * n_t) ** 2 + row.c**2 == pytest.approx(n_s**2, rel=1e-9)
     h = getattr(oracle(x, at(1.0)), row.out) + row.f * x
     torch.testing.assert_close(row.b[0] * h, torch.zeros_like(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        StochasticAdams,
+        ExponentialAdams,
+        partial(Ancestral, grid="optimal"),
+        lambda **options: PredictorCorrector(predictor=Ancestral(grid="optimal", **options)),
+    ],
+    ids=["stochastic-adams", "exponential-adams", "the grid", "of a predictor"],
+)
+def test_the_deviation_of_the_data_is_the_field_s_unless_it_is_given(make):
+    oracle = GaussianOracle(Straight(), torch.tensor([300.0, 0.0]), 100.0**2)
+    x = oracle.sample(5, 1.0, generator=seeded(0))
+    found, known, other = (
+        make(steps=6, **options)(oracle, x, generator=seeded(1))
+        for options in ({}, {"data_std": 100.0}, {"data_std": 1.0})
+    )
+    torch.testing.assert_close(found, known, rtol=0, atol=0)
+    assert float((found - other).abs().max()) > 1
 
 
 @pytest.mark.parametrize("process", PATHS, ids=lambda p: type(p).__name__)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from itoflow import NetworkField, Parametrization
+from itoflow import DataSpec, ItoflowWarning, NetworkField, Parametrization
 from itoflow.parametrization import PredictionName
 from itoflow.testing import GaussianOracle
 from itoflow.testing.objectives import Rewritten
 from itoflow.testing.problems import Exploding, Preserving, Straight, mixture, seeded
-from itoflow_score.denoising import DenoisingScoreMatching
+from itoflow_score.denoising import DenoisingScoreMatching, _check_reach, _importance
 from itoflow_score.edm import EDMObjective
 from itoflow_score.weightings import WeightingName
 
@@ -195,3 +195,29 @@ def test_weights_are_finite_where_no_signal_is_left():
     for weighting in WEIGHTINGS:
         weight = DenoisingScoreMatching(weighting=weighting).weight(Straight(), torch.ones(1, dtype=torch.float64), S)
         assert bool(torch.isfinite(weight).all()), weighting
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e8])
+def test_importance_times_do_not_depend_on_the_unit_of_the_data(unit):
+    """In multiples of s noise is the same in any unit, and so are the times at which a network is to look."""
+
+    class Unit(Exploding):
+        scale: float = 1.0
+
+        def sigma(self, t):
+            return self.scale * super().sigma(t)
+
+    def density(scale):
+        objective = DenoisingScoreMatching(times="importance", weighting="x0")
+        return _importance(objective, Unit(scale=scale), scale * S).times(torch.linspace(0.01, 1, 100).double())[0]
+
+    close(density(unit), density(1.0))
+
+
+@pytest.mark.parametrize(("std", "fits"), [(0.01, -5.1), (100.0, 4.1)])
+def test_log_normal_times_that_never_reach_the_data_are_a_warning(std, fits):
+    data = DataSpec(shape=(2,), std=std)
+    _check_reach.cache_clear()
+    with pytest.warns(ItoflowWarning, match=rf"EDMObjective\(log_sigma_mean=-1.2.* use log_sigma_mean={fits}\."):
+        EDMObjective().parametrization(Exploding(), data)
+    EDMObjective(log_sigma_mean=fits).parametrization(Exploding(), data)

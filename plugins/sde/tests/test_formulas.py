@@ -101,6 +101,14 @@ def test_edm_is_linear_and_tells_the_network_log_sigma():
     assert float(process.sigma(t[-1:])) == pytest.approx(0.002)
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1e-2, 1e2, 1e4])
+def test_edm_tells_all_times_apart_in_any_unit_of_the_data(unit):
+    process = EDM(sigma_max=80 * unit)
+    label = process.network_time(torch.tensor(time_grid(process, "karras", 50), dtype=torch.float64))
+    assert float(label.diff().max()) < -1e-3
+    assert 0 <= float(label.min()) < float(label.max()) <= 1
+
+
 def test_edm_time_steps_are_those_of_the_paper():
     """Equation 5, N = 18, rho = 7, sigma from 0.002 to 80."""
     i, process = torch.arange(18, dtype=torch.float64), EDM()

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from itoflow import DataSpec
-from itoflow_data import load_dataset
+from itoflow_data import Examples, load_dataset
 from itoflow_train.ema import moving_average
-from itoflow_train.quality import Judge, Quality, at_levels, energy_distance, nearest
+from itoflow_train.quality import Judge, Quality, _mixture_sets, at_levels, energy_distance, nearest
 from itoflow_train.recipe import read
 from itoflow_train.report import table
 
@@ -51,6 +51,13 @@ def test_nearest_finds_copies():
 def test_nearest_of_many_is_that_of_each():
     x, y = (torch.randn(n, 2, generator=torch.Generator().manual_seed(n)) for n in (600, 40))
     torch.testing.assert_close(nearest(x, y), torch.cdist(x.double(), y.double()).amin(1))
+
+
+def test_the_baselines_of_small_data_are_those_of_large():
+    """The unit is a power of 2, so that nothing is rounded otherwise."""
+    unit, x = 2.0**-14, torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    large, small = (torch.cat(_mixture_sets(Examples(scale * x, {}), 200, 2, 3)) for scale in (1.0, unit))
+    torch.testing.assert_close(small / unit, large, rtol=1e-6, atol=1e-6)
 
 
 def test_the_table_leaves_out_what_was_not_measured(recipe):

@@ -59,10 +59,11 @@ class ConditionalTransport(OptimalTransport):
         def share(w: float) -> float:
             return float((cost + w * mismatch <= keep).double().mean())
 
-        low, high = 0.0, float(cost.mean()) + 1e-12
+        low, high = 0.0, float(cost.mean()) or 1e-12
+        most = 1e12 * high
         if share(low) <= self.ratio:
             return cost
-        while share(high) > self.ratio and high < 1e12:
+        while share(high) > self.ratio and high < most:
             low, high = high, 2 * high
         for _ in range(30):
             middle = (low + high) / 2

@@ -34,7 +34,7 @@ from itoflow.loop import Callback, x0_estimate
 from itoflow.noise import Generators
 
 _CLEAN = 1e-4
-"""Where sigma(t_min) = 0, the last step to the data starts where sigma/alpha is this."""
+"""Where sigma(t_min) = 0, the last step to the data starts where sigma/alpha is this much of the data's deviation."""
 
 
 class AdaptiveSolver(Sampler, ABC):
@@ -45,7 +45,8 @@ class AdaptiveSolver(Sampler, ABC):
     rtol: Annotated[float, Gt(0)] = 1e-5
     """Relative tolerance of a step, per example."""
     atol: Annotated[float, Gt(0)] = 1e-6
-    """Absolute tolerance of a step, data units (for a likelihood, nats too)."""
+    """Absolute tolerance of a step, data units (for a likelihood, nats too); where the dynamics' `scale` is below 1,
+    as for data of a smaller deviation, in multiples of it."""
     norm: Literal["max", "rms"] = "max"
     """What of an example's values must keep the tolerance: each, or their root mean square."""
     max_evaluations: Annotated[int, Ge(1)] = 100_000
@@ -62,7 +63,7 @@ class AdaptiveSolver(Sampler, ABC):
             NumericalError: the drift or the state became non-finite, the step vanished, or the evaluations ran out;
                 names the solver, the dynamics and the time.
         """
-        span, count, last = t_to - t_from, 0, 0.0
+        span, count, last, atol = t_to - t_from, 0, 0.0, self.atol * min(1.0, dynamics.scale)
 
         def fail(reason: str, s: float) -> NumericalError:
             what = f"{type(self).__name__} on {type(dynamics).__name__.lstrip('_')}"
@@ -86,7 +87,7 @@ class AdaptiveSolver(Sampler, ABC):
         options = {"norm": _largest if self.norm == "max" else _worst_example, "step_t": ends[1:]}
         try:
             solved = torchdiffeq.odeint(
-                drift, state, ends, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+                drift, state, ends, rtol=self.rtol, atol=atol, method=self.method, options=options
             )
         except AssertionError as error:  # how torchdiffeq reports an underflow of the step
             raise fail(f"failed ({error}); the drift is too stiff or too rough for this tolerance", last) from error
@@ -108,10 +109,11 @@ class AdaptiveSolver(Sampler, ABC):
         """x at data time from x (B, *S) at t_max; the callback sees the state that entered the next evaluation."""
         self.check(field.process)
         process = field.process
+        watched = _ProbabilityFlow(field, cond, callback)
         t_end, denoised = process.t_min, self.denoise and isinstance(process, GaussianProcess)
         if self.denoise and isinstance(process, GaussianProcess) and float(process.ends()[0].sigma) == 0:
-            t_end = float(process.log_snr_inverse(torch.tensor(-2 * math.log(_CLEAN), dtype=torch.float64)))
-        watched = _ProbabilityFlow(field, cond, callback)
+            log_ratio = math.log(_CLEAN * watched.scale)
+            t_end = float(process.log_snr_inverse(torch.tensor(-2 * log_ratio, dtype=torch.float64)))
         end = self.integrate(watched, x, process.t_max, t_end)
         if denoised:
             t = torch.tensor(t_end, dtype=torch.float64, device=x.device)
@@ -130,7 +132,7 @@ class _ProbabilityFlow(Dynamics):
     """The probability-flow ODE that reports each evaluation once the state after it is known."""
 
     def __init__(self, field: Field, cond: Mapping[str, Tensor] | None, callback: Callback | None) -> None:
-        self.field, self.cond, self.callback = field, cond, callback
+        self.field, self.cond, self.callback, self.scale = field, cond, callback, field.data_std or 1.0
         self._index = 0
         self._pending: Callable[[Tensor], Step] | None = None
 

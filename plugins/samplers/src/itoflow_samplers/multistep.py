@@ -123,7 +123,7 @@ class Adams(Multistep):
     @property
     def frame(self) -> Frame:
         """As `predict` says."""
-        return Frame(self.predict, self.data_std)
+        return Frame(self.predict, self.scale)
 
     def check(self, process: ProcessSpec) -> None:
         """Noise, data and v exist for Gaussian processes only."""
@@ -148,7 +148,7 @@ class ExponentialAdams(Multistep):
     @property
     def frame(self) -> Frame:
         """As `predict` says."""
-        return Frame(self.predict, self.data_std)
+        return Frame(self.predict, self.scale)
 
     @property
     def phi(self) -> Variable:

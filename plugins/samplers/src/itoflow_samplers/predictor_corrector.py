@@ -77,7 +77,7 @@ class PredictorCorrector(Sampler):
         """x at data time from x at prior time; see `itoflow.Sampler`."""
         process = cast(GaussianProcess, field.process)
         self.check(process)
-        rows = self._rows(process)
+        rows = self._rows(process, field.data_std)
         evaluate = field.plan([row for row, _, _ in rows], x, cond)
         for i, (row, sigma, m) in enumerate(rows):
             z = normal(x.shape, like=x, generator=generator) if row.c or sigma else None
@@ -96,9 +96,9 @@ class PredictorCorrector(Sampler):
                 callback(Step(i, len(rows), row.t, x, partial(x0_estimate, field, row, before, h)))
         return x
 
-    def _rows(self, process: GaussianProcess) -> list[tuple[Row, float, float]]:
+    def _rows(self, process: GaussianProcess, data_std: float) -> list[tuple[Row, float, float]]:
         """Predictor rows, and corrector rows with their sigma and m; sigma = 0 marks a predictor."""
-        table = self.predictor.table(process).rows
+        table = self.predictor.tabulated(process, data_std).rows
         rows = []
         for row, step in zip(table, transitions(process, [row.t for row in table]), strict=False):
             corrector = Row(step.s, out="eps")

@@ -115,8 +115,8 @@ class StochasticAdams(StochasticMultistep):
 
     corrector: Annotated[int, Ge(0), Le(4)] = 0
     """Values that the corrector interpolates, the new one included; 0 is none."""
-    data_std: Annotated[FiniteFloat, Gt(0)] = 1.0
-    """c, the standard deviation of the data, data units."""
+    data_std: Annotated[FiniteFloat, Gt(0)] | None = None
+    """c, the standard deviation of the data, data units; None is what the field says, or 1 for a table by itself."""
 
     def open_ended(self, process: ProcessSpec) -> bool:
         """So is (1)."""
@@ -128,19 +128,19 @@ class StochasticAdams(StochasticMultistep):
             return super().grid_times(process, knots)
         assert isinstance(process, GaussianProcess)
         ends = process.t_max, process.t_min
-        start, end = (-Frame("v", self.data_std).w(at) for at in points(process, ends))
+        start, end = (-Frame("v", self.scale).w(at) for at in points(process, ends))
         share = 1 - torch.linspace(0, 1, knots, dtype=torch.float64)[1:-1]
         theta = end + (start - end) * share**_BEND
-        inner = process.log_snr_inverse(-2 * (self.data_std * theta.tan()).log())
+        inner = process.log_snr_inverse(-2 * (self.scale * theta.tan()).log())
         return ends[0], *inner.tolist(), ends[1]
 
     def step(self, start: Point, end: Point, strength: float) -> ExactStep:
         """Equation (3) of `itoflow_samplers.stochastic`."""
-        return AngleStep(start, end, strength, self.data_std)
+        return AngleStep(start, end, strength, self.scale)
 
     def call(self, at: Point) -> Row:
         """F, up to its unit."""
-        out, f, _ = Frame("v", self.data_std).call(at)
+        out, f, _ = Frame("v", self.scale).call(at)
         return Row(at.t, out=out, f=f)
 
 

@@ -15,6 +15,8 @@ References:
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, ClassVar, cast
@@ -23,11 +25,23 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from itoflow import DataSpec, Field, GaussianProcess, Objective, Parametrization, PathSample, ProcessSpec
+from itoflow import (
+    DataSpec,
+    Field,
+    GaussianProcess,
+    ItoflowWarning,
+    Objective,
+    Parametrization,
+    PathSample,
+    ProcessSpec,
+)
 from itoflow.parametrization import PredictionName
 from itoflow.prediction import GaussianPrediction
 from itoflow_score.times import ImportanceDensity, TimesName, log_normal_times, uniform_times, unit_numbers
 from itoflow_score.weightings import WeightingName, x0_weight
+
+_REACH = 2.5
+"""Standard deviations of log-normal times within which log(data_std) is to lie; 0.6% of the draws are beyond."""
 
 
 class DenoisingScoreMatching(Objective):
@@ -46,12 +60,18 @@ class DenoisingScoreMatching(Objective):
     stratified: bool = False
     """Cover the times evenly within each batch."""
     log_sigma_mean: float = -1.2
-    """Mean of log(sigma/alpha) for log-normal times, sigma in data units."""
+    """Mean of log(sigma/alpha) for log-normal times, sigma in data units. The default is EDM's for data of deviation
+    0.5; for another one, s, it is log s - 0.5."""
     log_sigma_std: Annotated[float, Gt(0)] = 1.2
     """Standard deviation of log(sigma/alpha) for log-normal times."""
 
     def parametrization(self, process: ProcessSpec, data: DataSpec) -> Parametrization:
-        """The prediction type, with the data's standard deviation."""
+        """The prediction type, with the data's standard deviation.
+
+        Warns, by an `ItoflowWarning`, where log-normal times hardly reach noise as large as the data.
+        """
+        if self.times == "log-normal":
+            _check_reach(type(self).__name__, self.log_sigma_mean, self.log_sigma_std, data.std)
         return Parametrization(prediction=self.prediction, data_std=data.std)
 
     def __call__(
@@ -95,6 +115,18 @@ class DenoisingScoreMatching(Objective):
                 return log_normal_times(process, u, mean=self.log_sigma_mean, std=self.log_sigma_std), None
             case "importance":
                 return _importance(self, process, data_std).times(u)
+
+
+@lru_cache(maxsize=32)  # once, though every draw of a model asks for the parametrization
+def _check_reach(name: str, mean: float, std: float, data_std: float) -> None:
+    if abs(math.log(data_std) - mean) > _REACH * std:
+        warnings.warn(
+            f"{name}(log_sigma_mean={mean:g}, log_sigma_std={std:g}) trains at noise near {math.exp(mean):.2g} data "
+            f"units, and hardly ever beyond that of the data, of standard deviation {data_std:g}. "
+            f"For such data use log_sigma_mean={math.log(data_std) - 0.5:.1f}.",
+            ItoflowWarning,
+            stacklevel=4,
+        )
 
 
 @lru_cache(maxsize=32)

@@ -75,7 +75,8 @@ class ImportanceDensity:
         high, low = process.log_snr(linear[[0, -1]]).clamp(-20, 20).tolist()
         knots = torch.cat([linear, process.log_snr_inverse(high + span * (low - high))]).unique()
         widths = knots.diff()
-        mass = weight(knots[:-1] + widths / 2).clamp(min=1e-12) * widths
+        weights = weight(knots[:-1] + widths / 2)
+        mass = weights.clamp(min=1e-12 * float(weights.max())) * widths
         self.knots, self.widths = knots, widths
         self.probability = mass / mass.sum()
         self.cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), self.probability.cumsum(0)])

@@ -54,5 +54,10 @@ class EDM(GaussianProcess):
         return (torch.exp(-log_snr.to(torch.float64) / 2) / self.sigma_max).clamp(self.t_min, self.t_max)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """log sigma, as in the paper, from 1e-4 to 1e4 data units mapped to [0, 1]: t itself crowds towards 0."""
-        return (0.5 + (t * self.sigma_max).log() / (8 * math.log(10))).clamp(0, 1)
+        """log sigma, as in the paper, from 1e-4 to 1e4 data units mapped to [0, 1]: t itself crowds towards 0.
+
+        From sigma(t_min) where that is less, and to sigma_max where that is more, so that no two times look alike.
+        """
+        low = math.log(min(1e-4, self.sigma_max * self.t_min or 1e-4))
+        high = math.log(max(1e4, self.sigma_max))
+        return (((t * self.sigma_max).log() - low) / (high - low)).clamp(0, 1)

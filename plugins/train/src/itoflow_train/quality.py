@@ -176,7 +176,8 @@ def _mixture_sets(train: Examples, size: int, sets: int, components: int) -> lis
     """Samples of a full-covariance Gaussian mixture fitted to the training examples."""
     from sklearn.mixture import GaussianMixture
 
-    fitted = GaussianMixture(components, random_state=0, reg_covar=1e-6).fit(_rows(train.x))
+    given = _rows(train.x)
+    fitted = GaussianMixture(components, random_state=0, reg_covar=1e-6 * float(given.var())).fit(given)
     rows = fitted.sample(size * sets)[0]
     order = np.random.default_rng(0).permutation(len(rows))  # sklearn returns them sorted by component
     return list(torch.from_numpy(rows[order]).reshape(sets, size, *train.x.shape[1:]))

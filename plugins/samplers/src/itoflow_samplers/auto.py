@@ -42,7 +42,7 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor
 
 from itoflow import Field, GaussianProcess, ProcessSpec, Row, Table, TableSampler
@@ -86,19 +86,17 @@ class Auto(TableSampler):
     """Number of network evaluations."""
     grid: GridOption = "auto"
     """`auto` is `optimal`, for which the corrections are, or for noise `log-snr`; without corrections, as any other."""
-    data_std: Annotated[float, Gt(0)] | None = None  # type: ignore[assignment]
-    """Standard deviation of the data, c, data units; None is what the field says, or 1 for a table by itself."""
     noise: bool | None = None
     """Whether the network predicts noise, or the score; None is what the field says, or false for a table by itself."""
 
     def table(self, process: ProcessSpec) -> Table:
         """One row a step."""
         if not isinstance(process, GaussianProcess):
-            times, ending = self.replace(data_std=1.0).times(process)
+            times, ending = self.times(process)
             return Table((*multistep_rows(process, times, Frame("velocity"), "own", 2), *ending))
-        std = self.data_std or 1.0
+        std = self.scale
         chosen = ("log-snr" if self.noise else "optimal") if self.grid == "auto" else self.grid
-        sampler = self.replace(data_std=std, grid=chosen)
+        sampler = self.replace(grid=chosen)
         times, ending = sampler.times(process)
         knots = points(process, times)
         if chosen == "optimal":
@@ -125,11 +123,8 @@ class Auto(TableSampler):
         callback: Callback | None = None,
     ) -> Tensor:
         """x at data time from x at prior time; see `itoflow.Sampler`."""
-        if self.data_std is None or self.noise is None:
-            known = self.replace(
-                data_std=self.data_std or field.data_std,
-                noise=_predicts_noise(field) if self.noise is None else self.noise,
-            )
+        if self.noise is None:
+            known = self.replace(noise=_predicts_noise(field))
             return known(field, x, cond, generator=generator, callback=callback)
         return super().__call__(field, x, cond, generator=generator, callback=callback)
 

@@ -193,19 +193,28 @@ def test_stored_methods_are_consistent():
         assert all(math.isfinite(value) for row in method.deltas for value in row)
 
 
+@pytest.mark.parametrize(("calls", "most"), [(6, 0.05), (8, 0.05), (10, 0.01), (18, 1e-3), (32, 1e-4)])
+def test_the_mean_of_the_data_comes_out(calls, most):
+    """Of N(m, c^2), from s = inf: x(0) = c z + m, and what the steps make of m, F = m sin(theta), is the error."""
+    oracle = GaussianOracle(Straight(), torch.ones(2, dtype=torch.float64), 1.0)
+    made = Auto(steps=calls)(oracle, torch.zeros(1, 2, dtype=torch.float64))
+    assert float((made - 1).abs().max()) < most
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 def test_more_evaluations_do_not_make_the_error_larger(process):
-    """From 4 to 100, stored or interpolated: never more than 4 times the best of fewer, and a hundredth at the end.
+    """From 2 to 100, stored or interpolated: never more than 5 times the best of fewer, and a hundredth at the end.
 
     The median over 200 points of a mixture that nothing was computed on. `Exploding` starts at sigma = 10 and ends
-    where 0.05 is left, so that the stored times are moved most.
+    where 0.05 is left, so that the stored times are moved most. The largest is where times are first evened, which
+    networks need and exact laws do not.
     """
     oracle = modes(process)
     x = oracle.sample(200, process.t_max, generator=seeded(4))
     expected, errors = Auto(steps=400)(oracle, x), []
-    for calls in range(4, 101):
+    for calls in range(2, 101):
         errors.append(float((Auto(steps=calls)(oracle, x) - expected).square().mean(1).sqrt().median()))
-        assert errors[-1] < 4 * min(errors), (calls, errors[-1], min(errors))
+        assert errors[-1] < 5 * min(errors), (calls, errors[-1], min(errors))
     assert errors[-1] < 1e-2 * errors[0]
 
 

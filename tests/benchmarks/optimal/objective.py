@@ -124,7 +124,7 @@ def others(target: Target, x: Tensor, n: int) -> Iterator[Tensor]:
             yield method(steps=steps, grid="uniform", denoise=False)(whole, x)
     for line, grid in ((Straight(t_max=0.999), "uniform"), (Straight(t_max=80 / 81, t_min=0.002), "karras")):
         field = OracleField(line, target.denoise, 1.0)
-        for options in MULTISTEP:
+        for options in (o for o in MULTISTEP if int(o["order"]) <= n):
             yield create("sampler", **options, steps=n, grid=grid)(field, x)
 
 

@@ -45,8 +45,8 @@ class Mixture:
         axes = torch.ones(size, dtype=torch.float64) if axes is None else axes.double()
         total = (self.weights @ means.square()).sum() + self.weights @ std.square() * axes.square().sum()
         scale = (total / size).rsqrt()
-        self.means, self.std, self.axes = means * scale, std * scale, axes
-        self.means += 0 if mean is None else mean
+        self.means = means * scale + (0 if mean is None else mean)
+        self.std, self.axes = std * scale, axes
         self.end, self.start = 1e-4, "inf"
         self.equal, self.size = bool((std == std[0]).all()), size
 

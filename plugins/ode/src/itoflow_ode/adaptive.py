@@ -29,7 +29,7 @@ import torchdiffeq
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from itoflow import Dynamics, Field, GaussianProcess, NumericalError, Row, Sampler, Step
+from itoflow import Dynamics, Field, GaussianProcess, NumericalError, ProbabilityFlowODE, Row, Sampler, Step
 from itoflow.loop import Callback, x0_estimate
 from itoflow.noise import Generators
 
@@ -128,23 +128,19 @@ class AdaptiveSolver(Sampler, ABC):
         return end
 
 
-class _ProbabilityFlow(Dynamics):
-    """The probability-flow ODE that reports each evaluation once the state after it is known."""
+class _ProbabilityFlow(ProbabilityFlowODE):
+    """The ODE that reports each evaluation once the state after it is known."""
 
     def __init__(self, field: Field, cond: Mapping[str, Tensor] | None, callback: Callback | None) -> None:
-        self.field, self.cond, self.callback, self.scale = field, cond, callback, field.data_std or 1.0
-        self._index = 0
+        super().__init__(field, cond)
+        self.callback, self._index = callback, 0
         self._pending: Callable[[Tensor], Step] | None = None
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity at x."""
-        velocity: Tensor = self.field(x, t, self.cond).velocity
+        velocity = super().drift(x, t)
         self.called(Row(float(t)), x, velocity)
         return velocity
-
-    def diffusion(self, t: Tensor) -> Tensor:
-        """Zero."""
-        return torch.zeros_like(t)
 
     def called(self, row: Row, x: Tensor, value: Tensor) -> None:
         """One evaluation at x gave a value; the one before it is now complete."""

@@ -96,8 +96,8 @@ def auto(denoise: Denoise, x: Tensor, path: str, nfe: int, std: float) -> Iterat
 
 def ours(denoise: Denoise, x: Tensor, path: str, nfe: int, std: float) -> Iterator[tuple[str, int, Tensor]]:
     """`auto`, and methods by name with the evaluations that fit."""
+    yield from auto(denoise, x, path, nfe, std)
     methods: dict[str, Sampler] = {
-        "auto": create("sampler", "auto", steps=nfe),
         "exponential-adams 3, optimal": create("sampler", "exponential-adams", order=3, steps=nfe, grid="optimal"),
         "dpm-solver++ 2": create("sampler", "dpm-solver++", order=2, steps=nfe),
         "unipc 3": create("sampler", "unipc", order=3, steps=nfe),
@@ -265,8 +265,9 @@ def over_the_best_peer(rows: dict[str, Row]) -> Tensor:
     """`auto` over the best peer, (NFE, 2) for median and RMSE; NaN where no peer is installed."""
     peers = [row for method, row in rows.items() if not method.startswith("itoflow")]
     mine = torch.tensor([rows["itoflow auto"][n][1:] for n in NFE])
-    theirs = torch.tensor([[row[n][1:] for n in NFE] for row in peers]).view(-1, len(NFE), 2)
-    return mine / theirs.nan_to_num(math.inf).amin(0) if peers else mine * math.nan
+    if not peers:
+        return mine * math.nan
+    return mine / torch.tensor([[row[n][1:] for n in NFE] for row in peers]).nan_to_num(math.inf).amin(0)
 
 
 def main() -> None:

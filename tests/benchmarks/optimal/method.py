@@ -19,10 +19,8 @@ from torch import Tensor
 Entry = dict[str, Any]
 """A method as it is stored: `order`, `w` after the first, `phi` = (c, S), `delta`."""
 NODES = 24
-ORDER, DEPTH = 3, 5
-"""Of the predictor, and how far back the corrections reach."""
-FINE, COARSE = 0.1, 8.0
-"""Of the variable in which times are interpolated, as in itoflow.grids."""
+DEPTH = 4
+"""How far back the corrections reach."""
 
 
 def angles(steps: Tensor, start: float) -> Tensor:
@@ -100,28 +98,9 @@ def pack(steps: Tensor, order: int, deltas: Tensor | None, c: Tensor, S: Tensor)
     return {"order": order, "w": torch.cumsum(steps.exp(), 0).tolist(), "phi": [float(c), float(S)], "delta": delta}
 
 
-def even(n: int, last: float, c: float, S: float) -> Entry:
+def even(n: int, order: int, last: float, c: float, S: float) -> Entry:
     """Uniform in phi, from s = inf to s = last; no delta."""
     ends = phi_of(torch.tensor([math.pi / 2, math.atan(last)]), torch.tensor(c), torch.tensor(S))
     q = c * torch.linspace(float(ends[0]), float(ends[1]), n).sinh()
     w = torch.asinh((1 - q / S) / q)[1:]
-    return {"order": ORDER, "w": w.tolist(), "phi": [c, S], "delta": torch.zeros(n, DEPTH - 1).tolist()}
-
-
-def stretched(entry: Entry, n: int, *, corrected: bool) -> Entry:
-    """The method of another number of evaluations, interpolated along the run, delta behind the start only."""
-    m = len(entry["w"]) + 1
-    theta = angles(unpack(entry)[0], math.pi / 2)
-    phi = phi_of(theta, torch.tensor(FINE), torch.tensor(COARSE))
-    place = torch.arange(1, n) * (m / n)
-    low = place.floor().long().clamp(max=m - 1)
-    q = FINE * (phi[low] + (place - low) * (phi[low + 1] - phi[low])).sinh()
-    delta = torch.zeros(n, DEPTH - 1)
-    if corrected:
-        source = torch.tensor(entry["delta"])
-        rest = DEPTH + torch.arange(n - DEPTH) * ((m - 1 - DEPTH) / max(n - 1 - DEPTH, 1))
-        left = rest.floor().long().clamp(0, m - 2)
-        inner = source[left] + (rest - left)[:, None] * (source[left + 1] - source[left])
-        delta = torch.cat([source[:DEPTH], inner])
-    w = torch.asinh((1 - q / COARSE) / q).tolist()
-    return {"order": ORDER, "w": w, "phi": entry["phi"], "delta": delta.tolist()}
+    return {"order": order, "w": w.tolist(), "phi": [c, S], "delta": torch.zeros(n, DEPTH).tolist()}

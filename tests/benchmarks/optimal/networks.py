@@ -15,7 +15,7 @@ import itoflow
 from itoflow import DataSpec, GenerativeModel
 
 LAST = 0.004
-"""s at the end of their runs, where x0 is the endpoint: EDM's."""
+"""s at the end of the runs of `edm`."""
 RECIPES = (
     ("16d-20", {"name": "edm", "t_min": LAST / 80}, "edm"),
     ("3d-12", {"name": "edm", "t_min": LAST / 80}, "edm"),
@@ -29,9 +29,10 @@ class Network:
     """E[x0 | x] as a network has it, with the interface of `Mixture`."""
 
     def __init__(self, model: GenerativeModel) -> None:
-        self.model, self.size, self.end = model.double().eval(), model.data.shape[0], LAST
-        s = model.process.kernel(torch.tensor(model.process.t_max))
-        self.start = "inf" if float(s.alpha) < 1e-9 else "80"
+        self.model, self.size = model.double().eval(), model.data.shape[0]
+        data, prior = model.process.ends()
+        self.end = max(float(data.sigma / data.alpha), 1e-4)
+        self.start = "inf" if float(prior.alpha) < 1e-9 else "80"
 
     def denoise(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
         """E[x0 | x = alpha x0 + sigma eps], (B, D)."""

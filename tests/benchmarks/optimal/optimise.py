@@ -8,7 +8,8 @@ a family of mixtures and on small networks (networks.py), from s = inf on; a run
 first, as little is known there.
 
 Descent starts at what is stored, or for a number of evaluations that is not at the best of some guesses; the same
-start gives the same result.
+start gives the same result. It is stored if the objective over the mixtures is lower: the networks are to gain at no
+cost to them.
 
     python optimise.py 6,10,18      improves, or adds to, the files of core and itoflow-samplers
 """
@@ -56,14 +57,17 @@ def ratios(some: Judged, steps: Tensor, order: int, deltas: Tensor, c: Tensor, S
     return torch.stack(found)
 
 
-def summary(entry: Entry, made: Judged) -> str:
-    """The objective, and for each column the mean ratio and how many of the problems are above 1."""
-    with torch.no_grad():
+@torch.no_grad()
+def judge(entry: Entry, judged: dict[str, Judged]) -> dict[str, float]:
+    """The objective on each family; prints it, and for each column the mean ratio and how many problems are above 1."""
+    values = {}
+    for name, made in judged.items():
         found = ratios(made, *unpack(entry))
-    means = ", ".join(
-        f"{mean:.2f} ({above})" for mean, above in zip(found.mean(0).exp(), (found > 0).sum(0), strict=True)
-    )
-    return f"{float(short_of_the_goal(found)):.4f}: {means}"
+        values[name] = float(short_of_the_goal(found))
+        each = zip(found.mean(0).exp(), (found > 0).sum(0), strict=True)
+        print(f"  {name} {values[name]:.4f}:", *(f"{mean:.2f} ({above})" for mean, above in each), end=";")
+    print(flush=True)
+    return values
 
 
 def lowered(n: int, entry: Entry, laws: Judged, networks: Judged, iterations: int, rate: float) -> Entry:
@@ -155,10 +159,11 @@ def main() -> None:
     for n in map(int, options.evaluations.split(",")):
         judged = {name: [(problem, best_of_others(problem, n)) for problem in of] for name, of in made.items()}
         entry = start(n, load(), judged["laws"][::5])
-        print(n, "before", *(f"{name} {summary(entry, of)};" for name, of in judged.items()), flush=True)
+        print(f"{n} evaluations, before and after")
+        before = judge(entry, judged)
         entry = lowered(n, entry, judged["laws"], judged["networks"], options.iterations, options.rate)
-        print(n, "after", *(f"{name} {summary(entry, of)};" for name, of in judged.items()), flush=True)
-        store({**load(), n: entry})
+        if judge(entry, judged)["laws"] < before["laws"] or n not in load():
+            store({**load(), n: entry})
 
 
 if __name__ == "__main__":

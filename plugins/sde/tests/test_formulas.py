@@ -69,6 +69,20 @@ def test_noise_near_the_start_keeps_its_relative_precision(process):
     torch.testing.assert_close(ratio, ratio[:1].expand(3), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    "process",
+    [VP(t_min=0.0), SubVP(t_min=0.0), Cosine(t_min=0.0), Cosine(t_min=0.0, s=0.0), EDM(t_min=0.0)],
+    ids=lambda p: f"{type(p).__name__}{p.model_dump().get('s', '')}",
+)
+def test_the_time_of_a_log_snr_keeps_its_relative_precision(process):
+    t = torch.cat(
+        [torch.logspace(-9, -1, 50, dtype=torch.float64), 1 - torch.logspace(-6, -1, 50, dtype=torch.float64)]
+    )
+    torch.testing.assert_close(process.log_snr_inverse(process.log_snr(t)), t, rtol=1e-13, atol=0)
+    ends = process.log_snr_inverse(torch.tensor([math.inf, -math.inf], dtype=torch.float64))
+    assert ends.tolist() == [0.0, 1.0]
+
+
 def test_ve_is_geometric_and_rises():
     """Equation 9 and appendix C: sigma_i = sigma_min (sigma_max / sigma_min)^((i - 1) / (N - 1))."""
     process = VE(sigma_min=0.02, sigma_max=30.0)

@@ -103,6 +103,12 @@ def test_cosine_is_that_of_improved_ddpm_and_ends_without_signal():
     assert float(Cosine().diffusion(torch.ones((), dtype=torch.float64))) == math.inf
 
 
+def test_cosine_without_offset_is_the_quarter_circle_at_both_ends():
+    process, angle = Cosine(s=0.0, t_min=0.0), math.pi / 2 * T
+    torch.testing.assert_close(process.kernel(T).d_sigma, math.pi / 2 * torch.cos(angle))
+    torch.testing.assert_close(process.kernel(T).sigma, torch.sin(angle))
+
+
 def test_edm_is_linear_and_tells_the_network_log_sigma():
     """c_noise = log(sigma) / 4 in the paper; here the same, moved into [0, 1]."""
     process = EDM()

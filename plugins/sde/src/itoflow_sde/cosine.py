@@ -56,7 +56,9 @@ class Cosine(GaussianProcess):
         return -self._speed * torch.sin(self._phase(t)) / math.cos(self._start)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """-alpha d_alpha / sigma; infinite at t = 0."""
+        """-alpha d_alpha / sigma; infinite at t = 0 unless s = 0, where sigma = sin(phi)."""
+        if self.s == 0:
+            return self._speed * torch.cos(self._phase(t))
         return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)
 
     def diffusion(self, t: Tensor) -> Tensor:

@@ -127,8 +127,9 @@ def _tensor(name: str, value: Any, device: torch.device) -> Tensor:
 class Backbone(Spec, ABC):
     """The options of a network, and how to build it.
 
-    The module is called as net(x, t, cond) and returns (B, *S): x (B, *S) of unit variance; t (B,) in [0, 1], of
-    x's dtype; cond a mapping with `class` (B,) int64 and `vector` (B, V) where the data spec has them.
+    The module is called as net(x, t, cond) and returns (B, *S): x (B, *S) of unit variance; t (B,) in [0, 1], of x's
+    dtype, or float32 where that is of half precision; cond a mapping with `class` (B,) int64 and `vector` (B, V) where
+    the data spec has them.
     """
 
     kind: ClassVar[str] = "backbone"

@@ -9,7 +9,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,21 @@ from itoflow.backbone import DataSpec
 
 
 class Features(nn.Module):
-    """phi: t (B,) to (B, size)."""
+    """phi: t (B,) to (B, size).
+
+    Its buffers stay float32 in a network of half precision, in which an angle of 1000 is known to 4 radians.
+    """
 
     size: int
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What moves and converts a module, without conversions to half precision."""
+        given = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, after in list(self.named_buffers(recurse=False)):
+            if after.is_floating_point() and after.itemsize < 4:
+                self._buffers[name] = given[name].to(after.device, torch.float32)
+        return self
 
 
 class Sinusoids(Features):

@@ -137,9 +137,10 @@ class Field(nn.Module, ABC):
 class NetworkField(Field):
     """A network read as a field.
 
-    The network is called as net(x, t, cond): x (B, *S) scaled to unit variance, in the network's own dtype; t (B,)
-    in [0, 1], `process.network_time`; cond a mapping. For a Gaussian process its output is y of equation (1). For
-    another process its output is the score or the velocity, as the parametrization says.
+    The network is called as net(x, t, cond): x (B, *S) in the network's own dtype, scaled to unit variance; t (B,) in
+    [0, 1], `process.network_time`, in that dtype, or float32 where it is of half precision; cond a mapping. For a
+    Gaussian process its output is y of equation (1). For a process given by drift and diffusion alone, which say
+    nothing of its variance, x is as it is, and the output is the score or the velocity, as the parametrization says.
 
     An `InterpolantProcess` with `parametrization.score` has two outputs, E[d_alpha x_0 + d_beta x_1 | x_t] and E[z |
     x_t]: the network is one for data twice as large along the first axis, is given [x, x], and its output is cut in
@@ -159,22 +160,22 @@ class NetworkField(Field):
     def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Prediction:
         """One call of the network."""
         t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
-        dtype, times = self._dtype(x), self.process.network_time(t).expand(x.shape[0])
+        dtype, times = self._dtype(x), self.process.network_time(t).expand(x.shape[0]).to(self._time_dtype(x))
         if isinstance(self.process, InterpolantProcess):
-            return self._interpolant(self.process.kernel(t, x.ndim), x, times.to(dtype), cond or {})
+            return self._interpolant(self.process.kernel(t, x.ndim), x, times, cond or {})
         if not isinstance(self.process, GaussianProcess):
-            output = self.net(x.to(dtype), times.to(dtype), cond or {}).to(x.dtype)
+            output = self.net(x.to(dtype), times, cond or {}).to(x.dtype)
             given = {"velocity" if self.parametrization.prediction == "velocity" else "score": output}
             return DynamicsPrediction(self.process, x, t, **given)
         kernel = self.process.kernel(t, x.ndim)
         scaled = (x * self.parametrization.input_scale(kernel).to(x.dtype)).to(dtype)
-        output = self.net(scaled, times.to(dtype), cond or {}).to(x.dtype)
+        output = self.net(scaled, times, cond or {}).to(x.dtype)
         a, b = self.parametrization.coefficients(kernel)
         return GaussianPrediction(x, output, kernel, a, b, coupled=not self.parametrization.score)
 
     def _interpolant(self, k: InterpolantKernel, x: Tensor, times: Tensor, cond: Conditions) -> InterpolantPrediction:
         ends = (k.alpha.square() + k.beta.square()) * self.data_std**2
-        scaled = (x * (ends + k.gamma.square()).rsqrt().to(x.dtype)).to(times.dtype)
+        scaled = (x * (ends + k.gamma.square()).rsqrt().to(x.dtype)).to(self._dtype(x))
         if not self.parametrization.score:
             return InterpolantPrediction(self.net(scaled, times, cond).to(x.dtype), None, k)
         velocity, noise = self.net(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)
@@ -211,7 +212,7 @@ class NetworkField(Field):
         wanted = {r.out for r in requests}
         solved = {name: [m.tolist() for m in solve(k, a, b, *members[name])] for name in wanted}
         m_x, m_y = ([solved[r.out][which][i] for i, r in enumerate(requests)] for which in (0, 1))
-        times = self.process.network_time(t).to(device=like.device, dtype=self._dtype(like))
+        times = self.process.network_time(t).to(device=like.device, dtype=self._time_dtype(like))
         labels = times[:, None].expand(len(requests), like.shape[0])
         if labels.numel() <= _FEW:  # a network reads them a little faster if they lie one beside the other
             labels = labels.contiguous()
@@ -226,3 +227,7 @@ class NetworkField(Field):
     def _dtype(self, x: Tensor) -> torch.dtype:
         """The network's own floating dtype."""
         return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), x.dtype)
+
+    def _time_dtype(self, x: Tensor) -> torch.dtype:
+        """That of the times that it is told: half precision would not tell those of a run apart."""
+        return torch.promote_types(self._dtype(x), torch.float32)

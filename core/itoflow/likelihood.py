@@ -325,8 +325,10 @@ def warn_if_discrete(x: Tensor, data: DataSpec) -> None:
     """Warn where x lies on the levels, at which a density can be as high as one likes."""
     if data.levels is None:
         return
-    levels = (x.detach().to(torch.float64) - data.low) / level_width(data)
-    if bool(((levels - levels.round()).abs() < 1e-4).all()):
+    width = level_width(data)
+    levels = (x.detach().to(torch.float64) - data.low) / width
+    rounding = torch.finfo(x.dtype).eps * max(abs(data.low), abs(data.high)) / width  # 16 bits in float32 have 0.004
+    if bool(((levels - levels.round()).abs() < min(1e-4 + rounding, 0.1)).all()):
         warnings.warn(
             f"These data lie on {data.levels} levels, where a density means nothing: add uniform noise first, "
             "itoflow.likelihood.dequantise(x, model.data).",

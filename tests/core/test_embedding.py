@@ -36,3 +36,12 @@ def test_sines_first_and_no_state() -> None:
     t = torch.tensor([0.7], dtype=torch.float64)
     assert torch.equal(other(t), phi(t).roll(3, dims=1))
     assert not phi.state_dict()
+
+
+def test_half_precision_keeps_the_angles() -> None:
+    t = torch.tensor([0.1234, 0.999])
+    phi = Sinusoids(1000 * torch.linspace(0.1, 1, 5))
+    wanted = phi(t)
+    assert torch.equal(phi.half().bfloat16()(t), wanted)
+    assert phi.double().frequencies.dtype == torch.float64
+    assert phi.bfloat16().frequencies.dtype == torch.float32

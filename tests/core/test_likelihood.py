@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from itoflow.errors import (
     UnknownComponentError,
 )
 from itoflow.field import Conditions
-from itoflow.likelihood import bits_per_dimension, decode, dequantise, encode, likelihood
+from itoflow.likelihood import bits_per_dimension, decode, dequantise, encode, likelihood, warn_if_discrete
 from itoflow.model import evaluating
 from itoflow.prediction import Prediction
 from itoflow.testing import GaussianOracle, MixtureOracle
@@ -440,6 +441,18 @@ class TestModel:
             model.log_prob(torch.zeros(1, 3) + 0.1, probse=3)  # type: ignore[call-arg]
         with pytest.raises(OptionError, match="encode has no option 'probes'"):
             model.round_trip(torch.zeros(1, 3) + 0.1, probes=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("levels", [2, 256, 65536])
+def test_values_on_levels_are_told_from_dequantised_ones_in_float32(levels: int) -> None:
+    data = DataSpec(shape=(64,), levels=levels)
+    k = torch.randint(levels, (4, 64), generator=seeded(0))
+    x = (data.low + (data.high - data.low) * k.double() / (levels - 1)).float()
+    with pytest.warns(ItoflowWarning, match=f"lie on {levels} levels"):
+        warn_if_discrete(x, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_discrete(dequantise(x, data, seeded(1)), data)
 
 
 def test_evaluating_leaves_modes_alone() -> None:

@@ -69,6 +69,20 @@ def test_noise_near_the_start_keeps_its_relative_precision(process):
     torch.testing.assert_close(ratio, ratio[:1].expand(3), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(
+    "process",
+    [VP(t_min=0.0), SubVP(t_min=0.0), Cosine(t_min=0.0), Cosine(t_min=0.0, s=0.0), EDM(t_min=0.0)],
+    ids=lambda p: f"{type(p).__name__}{p.model_dump().get('s', '')}",
+)
+def test_the_time_of_a_log_snr_keeps_its_relative_precision(process):
+    t = torch.cat(
+        [torch.logspace(-9, -1, 50, dtype=torch.float64), 1 - torch.logspace(-6, -1, 50, dtype=torch.float64)]
+    )
+    torch.testing.assert_close(process.log_snr_inverse(process.log_snr(t)), t, rtol=1e-13, atol=0)
+    ends = process.log_snr_inverse(torch.tensor([math.inf, -math.inf], dtype=torch.float64))
+    assert ends.tolist() == [0.0, 1.0]
+
+
 def test_ve_is_geometric_and_rises():
     """Equation 9 and appendix C: sigma_i = sigma_min (sigma_max / sigma_min)^((i - 1) / (N - 1))."""
     process = VE(sigma_min=0.02, sigma_max=30.0)
@@ -87,6 +101,12 @@ def test_cosine_is_that_of_improved_ddpm_and_ends_without_signal():
     end = Cosine().kernel(1.0)
     assert (float(end.alpha), float(end.sigma)) == (0.0, 1.0)
     assert float(Cosine().diffusion(torch.ones((), dtype=torch.float64))) == math.inf
+
+
+def test_cosine_without_offset_is_the_quarter_circle_at_both_ends():
+    process, angle = Cosine(s=0.0, t_min=0.0), math.pi / 2 * T
+    torch.testing.assert_close(process.kernel(T).d_sigma, math.pi / 2 * torch.cos(angle))
+    torch.testing.assert_close(process.kernel(T).sigma, torch.sin(angle))
 
 
 def test_edm_is_linear_and_tells_the_network_log_sigma():

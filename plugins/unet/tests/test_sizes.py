@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from itoflow import DataSpec, IncompatibleError, OptionError
+from itoflow import DataSpec, IncompatibleError, NetworkField, OptionError, Parametrization
+from itoflow.testing.backbones import ROUNDING
+from itoflow.testing.problems import Preserving
 from itoflow_unet import resample
 from itoflow_unet.presets import ADM, DDPM, DDPMPP, NCSNPP
 from itoflow_unet.resample import FilteredConv, RepeatConv, double, double_filtered, halve, halve_filtered
@@ -147,3 +149,16 @@ def parameters(spec: UNet, size: int, classes: int | None) -> int:
 def test_a_fresh_network_is_zero():
     net = UNet(**SMALL, multipliers=(1, 2)).build(DataSpec(shape=(1, 8, 8)))
     assert bool((net(torch.randn(2, 1, 8, 8), torch.rand(2), {}) == 0).all())
+
+
+@pytest.mark.parametrize("spec", [NCSNPP, DDPM])
+def test_in_half_precision_it_knows_the_time(spec):
+    torch.manual_seed(0)
+    net = spec(**SMALL, multipliers=(1, 2), zero_init=False, dropout=0.0).build(DataSpec(shape=(1, 8, 8)))
+    field = NetworkField(net, Preserving(), Parametrization(prediction="v"))
+    x, t = torch.randn(64, 1, 8, 8), torch.linspace(0.01, 1, 64, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = field(x, t).output
+        net.bfloat16()
+        error = field(x, t).output - wanted
+    assert float(error.square().mean().sqrt() / wanted.square().mean().sqrt()) < ROUNDING

@@ -70,9 +70,10 @@ class FlowMatching(PathObjective):
     times: Literal["uniform", "logit-normal"] = "uniform"
     """How t is drawn. `logit-normal` looks at the middle more often, which is not corrected for."""
     logit_mean: float = 0.0
-    """Mean of log(t / (1 - t)) for logit-normal times; as taught, tau = 1 - t, its sign is opposite."""
+    """Mean of log(s / (1 - s)) for logit-normal times, s = (t - t_min) / (t_max - t_min), t itself on a straight line;
+    as taught, tau = 1 - t, its sign is opposite."""
     logit_std: Annotated[float, Gt(0)] = 1.0
-    """Standard deviation of log(t / (1 - t)) for logit-normal times."""
+    """Standard deviation of log(s / (1 - s)) for logit-normal times."""
     stratified: bool = False
     """Cover the times evenly within each batch."""
     coupling: Coupling = Independent()

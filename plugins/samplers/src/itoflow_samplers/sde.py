@@ -30,8 +30,9 @@ from itoflow_samplers.transitions import transitions
 class EulerMaruyama(StochasticSampler):
     """Equation (1); one network evaluation a step; weak order 1.
 
-    In the noisy half (sigma > alpha) the strength is held to eta^2 <= sigma^2 / |h|, the largest at which the explicit
-    step contracts; g exceeds it only near an end where g is infinite, or with very few steps.
+    In the noisy half (sigma > alpha) the strength is held to eta^2 <= sigma^2 / |h|, a quarter of where the explicit
+    step stops to contract: its score term keeps 1 - eta^2 |h| / (2 sigma^2) of the noise, no less than half. g exceeds
+    it only near an end where g is infinite, or with very few steps.
     """
 
     requires: ClassVar[type] = ProcessSpec

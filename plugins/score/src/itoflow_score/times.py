@@ -3,7 +3,7 @@ r"""At which times an objective looks: maps from a uniform u in (0, 1] to t in [
     uniform       t uniform
     log-normal    log(sigma/alpha) ~ N(mean, std^2), mapped to t and clipped to the process's range; a choice of
                   emphasis, not corrected for
-    logit-normal  the logit of t ~ N(mean, std^2), more often in the middle; likewise
+    logit-normal  the logit of (t - t_min) / (t_max - t_min) ~ N(mean, std^2), more often in the middle; likewise
     importance    t with density proportional to the loss expected for Gaussian data, divided out again: the same
                   expected loss as uniform times, with less variance where the weighting is steep
 

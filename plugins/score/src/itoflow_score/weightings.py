@@ -22,6 +22,10 @@ References:
     Maximum Likelihood Training of Score-Based Diffusion Models (Song et al., 2021),
     https://arxiv.org/abs/2101.09258, equation 7, for likelihood.
     Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023), https://arxiv.org/abs/2303.09556.
+    Scalable High-Resolution Pixel-Space Image Synthesis with Hourglass Diffusion Transformers (Crowson et al., 2024),
+    https://arxiv.org/abs/2401.11605, for soft-min-snr, there 1 / (sigma^2 + 1/gamma) with alpha = 1.
+    Progressive Distillation for Fast Sampling of Diffusion Models (Salimans and Ho, 2022),
+    https://arxiv.org/abs/2202.00512, section 4, for v.
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
     https://arxiv.org/abs/2206.00364, table 1, for edm.
 """

@@ -20,6 +20,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from itoflow import GaussianProcess
+from itoflow.process import ALPHA_ZERO
 
 
 class Cosine(GaussianProcess):
@@ -55,18 +56,26 @@ class Cosine(GaussianProcess):
         return -self._speed * torch.sin(self._phase(t)) / math.cos(self._start)
 
     def d_sigma(self, t: Tensor) -> Tensor:
-        """-alpha d_alpha / sigma; infinite at t = 0."""
+        """-alpha d_alpha / sigma; infinite at t = 0 unless s = 0, where sigma = sin(phi)."""
+        if self.s == 0:
+            return self._speed * torch.cos(self._phase(t))
         return -self.alpha(t) * self.d_alpha(t) / self.sigma(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """sqrt(-2 d log alpha / dt) = sqrt(2 phi' tan(phi)); infinite at t = 1."""
         alpha = self.alpha(t)
-        return torch.where(alpha > 1e-12, (-2 * self.d_alpha(t) / alpha).sqrt(), math.inf)
+        return torch.where(alpha > ALPHA_ZERO, (-2 * self.d_alpha(t) / alpha).sqrt(), math.inf)
 
     def log_snr_inverse(self, log_snr: Tensor) -> Tensor:
-        """The t with alpha^2 = 1 / (1 + exp(-lambda)), clipped to [t_min, t_max]."""
-        alpha = torch.sigmoid(log_snr.to(torch.float64)).sqrt()
-        t = 1 - torch.asin((alpha * math.cos(self._start)).clamp(max=1)) / self._speed
+        """The t with alpha^2 = 1 / (1 + exp(-lambda)), clipped to [t_min, t_max]; precise at both ends.
+
+        phi - phi(0) by its sine and cosine, sin(phi - phi(0)) = (sigma cos(phi(0)))^2 / sin(phi + phi(0)).
+        """
+        sine, cosine = math.sin(self._start), math.cos(self._start)
+        alpha2, sigma2 = torch.sigmoid(log_snr.to(torch.float64)), torch.sigmoid(-log_snr.to(torch.float64))
+        sin, cos = (sine**2 + sigma2 * cosine**2).sqrt(), alpha2.sqrt() * cosine  # of phi
+        ahead = sigma2 * cosine**2 / (sin * cosine + cos * sine).clamp(min=1e-300)
+        t = torch.atan2(ahead, cos * cosine + sin * sine) / self._speed
         return t.clamp(self.t_min, self.t_max)
 
     def prior_std(self) -> float:

@@ -33,7 +33,4 @@ class SubVP(VP):
 
     def log_snr_inverse(self, log_snr: Tensor) -> Tensor:
         """The t with sigma/alpha = 2 sinh(B/2) = exp(-lambda/2), clipped to [t_min, t_max]."""
-        integral = 2 * torch.asinh(torch.exp(-log_snr.to(torch.float64) / 2) / 2)
-        slope = self.beta_max - self.beta_min
-        t = 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())
-        return t.clamp(self.t_min, self.t_max)
+        return self._time(2 * torch.asinh(torch.exp(-log_snr.to(torch.float64) / 2) / 2))

@@ -72,9 +72,12 @@ class VP(GaussianProcess):
         return self.beta(t).sqrt()
 
     def log_snr_inverse(self, log_snr: Tensor) -> Tensor:
-        """The t with B(t) = log(1 + exp(-lambda)), the positive root of a quadratic; clipped to [t_min, t_max]."""
-        integral = torch.nn.functional.softplus(-log_snr.to(torch.float64), threshold=100)
-        slope = self.beta_max - self.beta_min
+        """The t with B(t) = log(1 + exp(-lambda)), clipped to [t_min, t_max]."""
+        return self._time(torch.nn.functional.softplus(-log_snr.to(torch.float64), threshold=100))
+
+    def _time(self, integral: Tensor) -> Tensor:
+        """The t with this B(t), the positive root of a quadratic, clipped to [t_min, t_max]."""
+        integral, slope = integral.clamp(max=1e300), self.beta_max - self.beta_min  # at infinity it is inf / inf
         t = 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * slope * integral).sqrt())
         return t.clamp(self.t_min, self.t_max)
 

@@ -1,6 +1,6 @@
-"""The moving average of the weights, with a decay that rises from 0.1.
+"""The moving average of the weights, with a decay that rises.
 
-    average <- d average + (1 - d) weights,   d = min(decay, (1 + n) / (10 + n)) at update n
+    average <- d average + (1 - d) weights,   d = min(decay, (1 + n) / (10 + n)) after n updates, 0 at the first
 
 References:
     Acceleration of Stochastic Approximation by Averaging (Polyak and Juditsky, 1992).

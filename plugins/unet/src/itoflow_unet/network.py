@@ -87,7 +87,7 @@ class ResidualUNet(nn.Module):
         y: Tensor = self.leave(h)
         if output is not None:
             y = y + output
-        return y / s.exp().view(-1, *[1] * (x.ndim - 1)) if spec.divide_output else y
+        return y / s.exp().to(y.dtype).view(-1, *[1] * (x.ndim - 1)) if spec.divide_output else y
 
 
 class Down(nn.Module):

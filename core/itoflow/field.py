@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from itoflow.errors import UndefinedError
+from itoflow.errors import SpecError, UndefinedError
 from itoflow.interpolant import InterpolantKernel, InterpolantProcess
 from itoflow.parametrization import Parametrization, solve
 from itoflow.prediction import DynamicsPrediction, GaussianPrediction, InterpolantPrediction, Prediction
@@ -149,6 +149,9 @@ class NetworkField(Field):
         net: the network.
         process: its process.
         parametrization: what the output means.
+
+    Raises:
+        SpecError: when called, the network returns no tensor of the shape of its input.
     """
 
     def __init__(self, net: nn.Module, process: ProcessSpec, parametrization: Parametrization) -> None:
@@ -163,12 +166,12 @@ class NetworkField(Field):
         if isinstance(self.process, InterpolantProcess):
             return self._interpolant(self.process.kernel(t, x.ndim), x, times.to(dtype), cond or {})
         if not isinstance(self.process, GaussianProcess):
-            output = self.net(x.to(dtype), times.to(dtype), cond or {}).to(x.dtype)
+            output = self._call(x.to(dtype), times.to(dtype), cond or {}).to(x.dtype)
             given = {"velocity" if self.parametrization.prediction == "velocity" else "score": output}
             return DynamicsPrediction(self.process, x, t, **given)
         kernel = self.process.kernel(t, x.ndim)
         scaled = (x * self.parametrization.input_scale(kernel).to(x.dtype)).to(dtype)
-        output = self.net(scaled, times.to(dtype), cond or {}).to(x.dtype)
+        output = self._call(scaled, times.to(dtype), cond or {}).to(x.dtype)
         a, b = self.parametrization.coefficients(kernel)
         return GaussianPrediction(x, output, kernel, a, b, coupled=not self.parametrization.score)
 
@@ -176,19 +179,27 @@ class NetworkField(Field):
         ends = (k.alpha.square() + k.beta.square()) * self.data_std**2
         scaled = (x * (ends + k.gamma.square()).rsqrt().to(x.dtype)).to(times.dtype)
         if not self.parametrization.score:
-            return InterpolantPrediction(self.net(scaled, times, cond).to(x.dtype), None, k)
-        velocity, noise = self.net(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)
+            return InterpolantPrediction(self._call(scaled, times, cond).to(x.dtype), None, k)
+        velocity, noise = self._call(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)
         return InterpolantPrediction(velocity, noise, k)
+
+    def _call(self, x: Tensor, times: Tensor, cond: Conditions) -> Tensor:
+        """The network's output, (B, *S); any other shape would be broadcast, silently."""
+        y: Any = self.net(x, times, cond)
+        if not isinstance(y, Tensor) or y.shape != x.shape:
+            got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise SpecError(f"{type(self.net).__name__} must return x's shape {tuple(x.shape)}; it returned {got}.")
+        output: Tensor = y
+        return output
 
     def evaluator(self, like: Tensor, cond: Conditions | None = None) -> Evaluate:
         """The network as it is, or between conversions to its own dtype."""
         if not isinstance(self.process, GaussianProcess):
             return super().evaluator(like, cond)
-        net, conditions, dtype = self.net, cond or {}, self._dtype(like)
+        call, conditions, dtype = self._call, cond or {}, self._dtype(like)
 
         def evaluate(x: Tensor, label: Tensor) -> Tensor:
-            y: Tensor = net(x, label, conditions)
-            return y
+            return call(x, label, conditions)
 
         def converted(x: Tensor, label: Tensor) -> Tensor:
             return evaluate(x.to(dtype), label).to(x.dtype)

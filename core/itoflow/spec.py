@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
-from pydantic_core import PydanticSerializationError
 
 from itoflow import registry
 from itoflow.errors import OptionError, SpecError, did_you_mean, listing
@@ -120,7 +119,7 @@ def encoded_options(spec: Spec) -> dict[str, Any]:
         value = getattr(spec, name)
         try:
             encoded[name] = _encode(value)
-        except (PydanticSerializationError, UnicodeDecodeError) as error:
+        except ValueError as error:  # of pydantic, or of the text that it makes
             raise SpecError(
                 f"{type(spec).__name__}.{name} = {value!r} cannot be written to a recipe: {error}. Options are "
                 "numbers, text, booleans, None, tuples of these, and other components."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from itoflow.errors import InputError
 from itoflow.spec import Spec
+from itoflow.transforms import holds
 
 STD_LIMIT = 1e12
 """The largest standard deviation of data, and the inverse of the smallest."""
@@ -65,7 +66,7 @@ class DataSpec(Spec):
             scaled = f", scaled to [{self.low:g}, {self.high:g}]" if self.levels else ""
             advice = "x.float() / 127.5 - 1 for bytes" if self.levels else "x.float()"
             raise InputError(f"{what} must be floating{scaled}. Given: {x.dtype}. Convert it, e.g. by {advice}.")
-        if not bool(torch.isfinite(x).all()):
+        if not holds(torch.isfinite(x)):
             raise InputError(f"{what} has {int((~torch.isfinite(x)).sum())} values that are NaN or infinite.")
 
     def conditions(self, cond: Mapping[str, Any] | None, n: int, device: torch.device) -> dict[str, Tensor]:
@@ -89,6 +90,7 @@ class DataSpec(Spec):
             label = _tensor("class", given["class"], device)
             if (
                 label.is_floating_point()
+                or label.is_complex()
                 or label.dtype == torch.bool
                 or label.ndim > 1
                 or label.shape not in ((), (n,))
@@ -96,7 +98,7 @@ class DataSpec(Spec):
                 raise InputError(
                     f"cond['class'] must be one integer or {n} of them. Given: {label.dtype}, {tuple(label.shape)}."
                 )
-            if label.numel() and not 0 <= int(label.min()) <= int(label.max()) < self.classes:
+            if not holds((label >= 0) & (label < self.classes)):
                 raise InputError(
                     f"cond['class'] must be in [0, {self.classes}). Given: {int(label.min())} to {int(label.max())}."
                 )
@@ -108,7 +110,7 @@ class DataSpec(Spec):
                     f"cond['vector'] must be floating, of shape ({self.vector},) or ({n}, {self.vector}). "
                     f"Given: {vector.dtype} of shape {tuple(vector.shape)}."
                 )
-            if not bool(torch.isfinite(vector).all()):
+            if not holds(torch.isfinite(vector)):
                 raise InputError("cond['vector'] has values that are NaN or infinite.")
             checked["vector"] = vector.expand(n, self.vector)
         return checked

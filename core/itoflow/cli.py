@@ -223,10 +223,26 @@ def _check(argv: list[str]) -> int:
         print(f"{'FAIL' if failure is not None else 'ok  '}  {name}")
         if failure is not None:
             kind = "" if isinstance(failure, AssertionError) else f"{type(failure).__name__}: "
-            print(_wrap(f"{kind}{failure}", "      "))
+            print(_wrap(f"{kind}{failure}{_place(failure, component)}", "      "))
+            if _debug(argv):
+                import traceback
+
+                print("".join(traceback.format_exception(failure)))
     failed = sum(failure is not None for _, failure in results)
     print(f"{component!r}: {len(results) - failed} of {len(results)} checks passed.")
     return int(failed > 0)
+
+
+def _place(failure: Exception, component: Any) -> str:
+    """Where in the component's own file an error that nobody raised on purpose arose."""
+    import inspect
+    import traceback
+
+    if isinstance(failure, (AssertionError, ItoflowError)):
+        return ""
+    own = inspect.getsourcefile(type(component))
+    frames = [f for f in traceback.extract_tb(failure.__traceback__) if f.filename == own]
+    return f" ({own}:{frames[-1].lineno}, in {frames[-1].name})" if frames else " (--debug shows where)"
 
 
 def _new(argv: list[str]) -> int:

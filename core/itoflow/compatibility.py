@@ -9,7 +9,7 @@ import torch
 
 from itoflow import registry
 from itoflow.backbone import DataSpec
-from itoflow.errors import IncompatibleError, ItoflowError, ItoflowWarning, listing
+from itoflow.errors import IncompatibleError, ItoflowError, ItoflowWarning, SpecError, listing
 from itoflow.interpolant import InterpolantProcess
 from itoflow.objective import Objective, PathObjective
 from itoflow.parametrization import Parametrization
@@ -41,6 +41,23 @@ def check_objective(objective: Objective, process: ProcessSpec) -> None:
         raise IncompatibleError(
             f"{type(process).__name__} joins two data sets, and {type(objective).__name__} takes one. Use an objective "
             "that is a PathObjective, e.g. 'flow-matching', or a process with a prior."
+        )
+
+
+def check_direction(process: ProcessSpec) -> None:
+    """Refuse a Gaussian process with more noise on the data at t_min than at t_max.
+
+    Raises:
+        SpecError: time runs the other way, as in papers with data at 1.
+    """
+    if not isinstance(process, GaussianProcess):
+        return
+    first, last = process.ends()
+    if float(first.sigma * last.alpha) > float(last.sigma * first.alpha):
+        raise SpecError(
+            f"{process!r} has less noise on the data at t_max than at t_min: alpha goes from {float(first.alpha):.3g} "
+            f"to {float(last.alpha):.3g}, sigma from {float(first.sigma):.3g} to {float(last.sigma):.3g}. Data is at "
+            "t = 0 and noise at t = 1; formulas of a paper with data at 1 take 1 - t for its time."
         )
 
 

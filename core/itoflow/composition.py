@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from itoflow import registry
 from itoflow.backbone import Backbone, DataSpec
-from itoflow.compatibility import check_objective, check_sampler, check_scale, solvable
-from itoflow.errors import OptionError, did_you_mean, listing
+from itoflow.compatibility import check_direction, check_objective, check_sampler, check_scale, solvable
+from itoflow.errors import OptionError, SpecError, did_you_mean, listing
 from itoflow.field import NetworkField
 from itoflow.interpolant import InterpolantProcess
 from itoflow.model import GenerativeModel, Part
@@ -54,6 +55,7 @@ def compose(
         UnknownComponentError, AmbiguousComponentError: a name that is not installed, or has two owners.
         OptionError: a wrong option, of a component or of the data spec.
         IncompatibleError: components that cannot work together; names who needs what and what would fit.
+        SpecError: a component breaks the contract of its kind: time that runs backwards, a network that is no module.
     """
     path: ProcessSpec = registry.resolve("process", process)
     goal: Objective = registry.resolve("objective", objective)
@@ -62,13 +64,20 @@ def compose(
     spec = _data_spec(data, data_options)
 
     check_objective(goal, path)
+    check_direction(path)
     parametrization = goal.parametrization(path, spec)
+    if not isinstance(parametrization, Parametrization):
+        raise SpecError(
+            f"{type(goal).__name__}.parametrization gives an itoflow.Parametrization. Given: {parametrization!r}."
+        )
     path = solvable(path, parametrization)
     check_scale(path, spec)
     if steps is not None:
         check_sampler(steps, path, parametrization)
-    field = NetworkField(network.build(_built_for(spec, path, parametrization)), path, parametrization)
-    return GenerativeModel(path, goal, network, steps, spec, field)
+    net = network.build(_built_for(spec, path, parametrization))
+    if not isinstance(net, nn.Module):
+        raise SpecError(f"{type(network).__name__}.build gives a torch.nn.Module. Given: {net!r}.")
+    return GenerativeModel(path, goal, network, steps, spec, NetworkField(net, path, parametrization))
 
 
 def _data_spec(data: DataSpec | tuple[int, ...] | Mapping[str, Any], options: Mapping[str, Any]) -> DataSpec:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from itoflow.attention import second_order
 from itoflow.errors import InputError, OptionError, listing
+from itoflow.noise import check_one
 
 DivergenceName = Literal["exact", "hutchinson"]
 ProbeName = Literal["rademacher", "gaussian"]
@@ -42,9 +43,10 @@ def draw_probes(name: ProbeName, count: int, like: Tensor, generator: torch.Gene
     """count probes for each example of `like` (B, *S): (count, B, *S), mean 0 and variance 1.
 
     Raises:
-        InputError: fewer than one probe, or a law that does not exist.
+        InputError: fewer than one probe, a law that does not exist, or what is not one generator.
     """
     _check_probes(count)
+    check_one(generator)
     shape, device = (count, *like.shape), like.device if generator is None else generator.device
     if name == "rademacher":
         signs = torch.randint(0, 2, shape, generator=generator, device=device)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from itoflow.errors import UndefinedError
+from itoflow.errors import SpecError, UndefinedError
 from itoflow.interpolant import InterpolantKernel, InterpolantProcess
 from itoflow.parametrization import Parametrization, solve
 from itoflow.prediction import DynamicsPrediction, GaussianPrediction, InterpolantPrediction, Prediction
@@ -150,6 +150,9 @@ class NetworkField(Field):
         net: the network.
         process: its process.
         parametrization: what the output means.
+
+    Raises:
+        SpecError: when called as a field, the network returns no tensor of the shape of its input.
     """
 
     def __init__(self, net: nn.Module, process: ProcessSpec, parametrization: Parametrization) -> None:
@@ -164,12 +167,12 @@ class NetworkField(Field):
         if isinstance(self.process, InterpolantProcess):
             return self._interpolant(self.process.kernel(t, x.ndim), x, times, cond or {})
         if not isinstance(self.process, GaussianProcess):
-            output = self.net(x.to(dtype), times, cond or {}).to(x.dtype)
+            output = self._call(x.to(dtype), times, cond or {}).to(x.dtype)
             given = {"velocity" if self.parametrization.prediction == "velocity" else "score": output}
             return DynamicsPrediction(self.process, x, t, **given)
         kernel = self.process.kernel(t, x.ndim)
         scaled = (x * self.parametrization.input_scale(kernel).to(x.dtype)).to(dtype)
-        output = self.net(scaled, times, cond or {}).to(x.dtype)
+        output = self._call(scaled, times, cond or {}).to(x.dtype)
         a, b = self.parametrization.coefficients(kernel)
         return GaussianPrediction(x, output, kernel, a, b, coupled=not self.parametrization.score)
 
@@ -177,9 +180,20 @@ class NetworkField(Field):
         ends = (k.alpha.square() + k.beta.square()) * self.data_std**2
         scaled = (x * (ends + k.gamma.square()).rsqrt().to(x.dtype)).to(self._dtype(x))
         if not self.parametrization.score:
-            return InterpolantPrediction(self.net(scaled, times, cond).to(x.dtype), None, k)
-        velocity, noise = self.net(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)
+            return InterpolantPrediction(self._call(scaled, times, cond).to(x.dtype), None, k)
+        velocity, noise = self._call(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)
         return InterpolantPrediction(velocity, noise, k)
+
+    def _call(self, x: Tensor, times: Tensor, cond: Conditions) -> Tensor:
+        """The network's output, (B, *S); any other shape would be broadcast, silently.
+
+        The `evaluator` does not look: it would cost half a per cent of a small network's call.
+        """
+        y: Any = self.net(x, times, cond)
+        if isinstance(y, Tensor) and y.shape == x.shape:
+            return y
+        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise SpecError(f"{type(self.net).__name__} must return x's shape {tuple(x.shape)}; it returned {got}.")
 
     def evaluator(self, like: Tensor, cond: Conditions | None = None) -> Evaluate:
         """The network as it is, or between conversions to its own dtype."""

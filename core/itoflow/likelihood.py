@@ -255,6 +255,8 @@ def _flow(
     atol: float | None = None,
 ) -> Tensor:
     """x at t_to from x (B, *S) at t_from."""
+    if not len(x):
+        raise InputError("An encoding needs at least one example; this batch is empty.")
     solver = integrator(method, rtol=rtol, atol=atol)
     return solver.integrate(ProbabilityFlowODE(field, cond or {}), x, t_from, t_to)
 

@@ -19,6 +19,7 @@ from itoflow.compatibility import check_sampler
 from itoflow.errors import (
     InputError,
     OptionError,
+    SpecError,
     did_you_mean,
     listing,
 )
@@ -41,7 +42,7 @@ class GenerativeModel(nn.Module):
     """A process, an objective, a network and a sampler, composed; see `compose`.
 
     Attributes:
-        process, objective, backbone, sampler, data: the specs; sampler may be None.
+        process, objective, backbone, sampler, data: the specs; sampler may be None, and be set to another, or its name.
         field: the network read as a `Field`.
     """
 
@@ -77,6 +78,7 @@ class GenerativeModel(nn.Module):
 
         Raises:
             InputError: x, x1 or cond is not what the process and the data spec need.
+            SpecError: the objective or the network returns another shape than it must.
         """
         self.data.check(x)
         if not len(x):
@@ -85,7 +87,8 @@ class GenerativeModel(nn.Module):
         if not isinstance(self.process, InterpolantProcess):
             if x1 is not None:
                 raise InputError(f"x1 is for a process between two data sets; {type(self.process).__name__} is none.")
-            return self.objective(self.field, x, conditions, generator=generator)
+            loss = self.objective(self.field, x, conditions, generator=generator)
+            return _shaped("The loss of", self.objective, loss, x.shape[:1])
         if x1 is None:
             raise InputError(
                 f"{type(self.process).__name__} joins two data sets: pass the far end too, loss(x, x1=...)."
@@ -93,7 +96,8 @@ class GenerativeModel(nn.Module):
         self.data.check(x1, "x1")
         if not len(x1):
             raise InputError("loss needs at least one draw of the far end; x1 is empty.")
-        return cast(PathObjective, self.objective)(self.field, x, conditions, x1=x1, generator=generator)
+        loss = cast(PathObjective, self.objective)(self.field, x, conditions, x1=x1, generator=generator)
+        return _shaped("The loss of", self.objective, loss, x.shape[:1])
 
     def forward(
         self,
@@ -144,6 +148,7 @@ class GenerativeModel(nn.Module):
             OptionError: steps below 1.
             IncompatibleError: the sampler cannot run on this process, or needs a score where none is known.
             NumericalError: values became non-finite.
+            SpecError: the sampler returns another shape than x's.
         """
         n, like = self._count(n, x), self._like()
         watch = together(callback, Progress() if progress else None)
@@ -151,7 +156,8 @@ class GenerativeModel(nn.Module):
         conditions = self.data.conditions(cond, n, like.device)
         with evaluating(self):
             start = self._start(n, x, like, generator)
-            return chosen(self.field, start, conditions, generator=generator, callback=watch)
+            end = chosen(self.field, start, conditions, generator=generator, callback=watch)
+            return _shaped("The samples of", chosen, end, start.shape)
 
     def log_prob(
         self, x: Tensor, cond: Mapping[str, Any] | None = None, **options: Unpack[LikelihoodOptions]
@@ -255,7 +261,7 @@ class GenerativeModel(nn.Module):
             "backbone": self.backbone,
             "sampler": self.sampler,
         }
-        named = {kind: None if spec is None else spec.to_dict() for kind, spec in parts.items()}
+        named = {kind: None if spec is None else registry.resolve(kind, spec).to_dict() for kind, spec in parts.items()}
         return {**named, "data": self.data.to_dict()}
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -263,6 +269,14 @@ class GenerativeModel(nn.Module):
         from itoflow import storage
 
         return storage.save(self, path, overwrite=overwrite)
+
+
+def _shaped(what: str, part: Objective | Sampler, value: Any, shape: torch.Size) -> Tensor:
+    """What a component returned, if it is a tensor of that shape."""
+    if isinstance(value, Tensor) and value.shape == shape:
+        return value
+    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise SpecError(f"{what} {type(part).__name__} must be a tensor of shape {tuple(shape)}; it returned {got}.")
 
 
 def _refuse_unknown(call: str, options: Mapping[str, Any], known: type) -> None:

@@ -26,6 +26,8 @@ def normal(shape: Sequence[int], *, like: Tensor, generator: Generators = None) 
     Raises:
         InputError: what was given is no generator, or the number of generators is not the batch size.
     """
+    if generator is None:  # the same numbers, also under vmap, which fills nothing in place
+        return torch.randn(tuple(shape), dtype=like.dtype, device=like.device)
     out = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
     check(generator, len(out))
     return fill(out, generator)
@@ -50,8 +52,7 @@ def uniform(size: int, *, like: Tensor, generator: torch.Generator | None = None
     Raises:
         InputError: what was given is no generator.
     """
-    if generator is not None:
-        check([generator], 1)
+    check_one(generator)
     device = like.device if generator is None else generator.device
     return 1.0 - torch.rand(size, generator=generator, dtype=torch.float64, device=device).to(like.device)
 
@@ -81,6 +82,19 @@ def check(generator: Generators, size: int) -> None:
         )
     if isinstance(generator, Sequence) and len(generator) != size:
         raise InputError(f"{len(generator)} generators for {size} samples: give one, or one per sample.")
+
+
+def check_one(generator: torch.Generator | None) -> None:
+    """Refuse what is not one generator, or None.
+
+    Raises:
+        InputError: also of a sequence of generators.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(
+            f"generator is a torch.Generator, one for the whole batch. Given: {type(generator).__name__}. From a seed: "
+            "torch.Generator().manual_seed(0)."
+        )
 
 
 def generators(generator: Generators, like: Tensor) -> list[torch.Generator]:

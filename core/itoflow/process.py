@@ -185,11 +185,23 @@ class GaussianProcess(PathProcess):
 
     def d_alpha(self, t: Tensor) -> Tensor:
         """d alpha / dt: the shape of t; by forward-mode automatic differentiation unless overridden."""
-        return derivative(self.alpha, t)
+        return self._derivative("alpha", t)
 
     def d_sigma(self, t: Tensor) -> Tensor:
         """d sigma / dt: the shape of t; by forward-mode automatic differentiation unless overridden."""
-        return derivative(self.sigma, t)
+        return self._derivative("sigma", t)
+
+    def _derivative(self, name: str, t: Tensor) -> Tensor:
+        function = getattr(self, name)
+        try:
+            return derivative(function, t)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            if not isinstance(function(t), Tensor):  # of which `kernel` says more
+                raise
+            raise SpecError(
+                f"{type(self).__name__}.{name} has no derivative by forward-mode differentiation: {error}. Write it "
+                f"with torch operations on t, not with numpy or math, or define d_{name}(t)."
+            ) from error
 
     def kernel(self, t: Tensor | float, ndim: int = 0) -> Kernel:
         """alpha, sigma and their derivatives at t, float64, each with trailing axes so that it has `ndim` of them.

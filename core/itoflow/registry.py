@@ -56,14 +56,15 @@ class Component:
 
         Raises:
             PluginError: the module or the attribute cannot be imported.
-            SpecError: the target does not derive from the base class of its kind.
+            SpecError: the target does not derive from the base class of its kind, or lacks a method of it.
         """
         try:
             loaded = _resolve(self.target)
         except (Exception, SystemExit) as error:
+            reason = str(error).rstrip(".")
             raise PluginError(
                 f"{self.kind} {self.name!r} of {self.distribution} {self.version} cannot be imported from "
-                f"{self.target!r}: {type(error).__name__}: {error}. Reinstall {self.distribution}, or report this to "
+                f"{self.target!r}: {type(error).__name__}: {reason}. Reinstall {self.distribution}, or report this to "
                 "its authors."
             ) from error
         base = KINDS[self.kind].base
@@ -71,6 +72,12 @@ class Component:
             raise SpecError(
                 f"{self.target!r}, registered as {self.kind} {self.name!r} by {self.distribution}, does not derive "
                 f"from {base.replace(':', '.')}. Derive it, or register it by the hook of its own kind."
+            )
+        missing = getattr(loaded, "__abstractmethods__", ())
+        if missing:
+            raise SpecError(
+                f"{self.target!r}, registered as {self.kind} {self.name!r} by {self.distribution}, does not define "
+                f"{listing(missing)}, which every {self.kind} of its base class must. Write them in the class."
             )
         return loaded
 

@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt
 from pydantic import FiniteFloat
 from torch import Tensor
 
-from itoflow.errors import IncompatibleError, InputError, OptionError
+from itoflow.errors import IncompatibleError, InputError, OptionError, SpecError
 from itoflow.field import Field
 from itoflow.grids import custom_grid, optimal_reaches, time_grid
 from itoflow.loop import Callback, run_table
@@ -179,4 +179,9 @@ class TableSampler(Sampler):
 def _tabulated(sampler: TableSampler, process: ProcessSpec, data_std: float | None) -> Table:
     if sampler.data_std is None and data_std:  # data at one point have none
         sampler = sampler.replace(data_std=data_std)
-    return sampler.table(process)
+    table = sampler.table(process)
+    if not isinstance(table, Table):
+        raise SpecError(
+            f"{type(sampler).__name__}.table gives an itoflow.Table of rows. Given: {type(table).__name__}."
+        )
+    return table

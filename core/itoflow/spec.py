@@ -30,8 +30,9 @@ class Spec(BaseModel):
     `beta_min: Annotated[float, Gt(0)] = 0.1`, with the docstring below each field as its description.
 
     Raises:
-        OptionError: an option is unknown, of the wrong type, or out of its range.
-        SpecError: when a subclass declares an option called `name`, which recipes reserve.
+        OptionError: an option is unknown, of the wrong type, or out of its range; or one is set after creation.
+        SpecError: when a subclass declares an option called `name`, which recipes reserve, or a `requires` that is no
+            class; when an option's value cannot be hashed.
     """
 
     model_config = ConfigDict(
@@ -47,6 +48,22 @@ class Spec(BaseModel):
                 super().__init__(**options)
             except ValidationError as error:
                 raise OptionError(_explain(type(self), error)) from None
+            try:
+                hash(self)
+            except TypeError as error:
+                raise SpecError(
+                    f"{type(self).__name__} cannot be hashed: {error}. Give its options as tuples, not lists or dicts."
+                ) from None
+
+        def __setattr__(self, option: str, value: Any) -> None:
+            try:
+                super().__setattr__(option, value)
+            except ValidationError:
+                raise OptionError(
+                    f"{type(self).__name__} is frozen, so {option!r} cannot be set to {value!r}. A copy with another "
+                    f"value: .replace({option}=...). A class declares its options as fields, {option}: float = 1.0, "
+                    "writes no __init__, and keeps nothing else on itself."
+                ) from None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -56,6 +73,9 @@ class Spec(BaseModel):
                 f"{cls.__name__} has an option called 'name', which recipes reserve for the component's own name. "
                 "Call the option something else."
             )
+        needed = getattr(cls, "requires", None)
+        if cls.kind and needed is not None and not isinstance(needed, type):
+            raise SpecError(f"{cls.__name__}.requires is the class that a process must derive from. Given: {needed!r}.")
 
     @model_validator(mode="wrap")
     @classmethod
@@ -73,9 +93,10 @@ class Spec(BaseModel):
         """The options as JSON data, with the component's `name` first where the component is registered.
 
         Raises:
-            SpecError: a component of a named kind that no plugin registers, so that no recipe can name it.
+            SpecError: a component of a named kind that no plugin registers, so that no recipe can name it; an option
+                that is not JSON.
         """
-        options = {name: _encode(getattr(self, name)) for name in type(self).model_fields}
+        options = encoded_options(self)
         if not self.kind:
             return options
         component = registry.registry().name_of(type(self))
@@ -85,6 +106,25 @@ class Spec(BaseModel):
                 f"cannot name it. Register it by the hook {KINDS[self.kind].hook}."
             )
         return {"name": component.qualified, **options}
+
+
+def encoded_options(spec: Spec) -> dict[str, Any]:
+    """The options as JSON data.
+
+    Raises:
+        SpecError: one is not JSON; components inside that no plugin registers.
+    """
+    encoded = {}
+    for name in type(spec).model_fields:
+        value = getattr(spec, name)
+        try:
+            encoded[name] = _encode(value)
+        except ValueError as error:  # of pydantic, or of the text that it makes
+            raise SpecError(
+                f"{type(spec).__name__}.{name} = {value!r} cannot be written to a recipe: {error}. Options are "
+                "numbers, text, booleans, None, tuples of these, and other components."
+            ) from error
+    return encoded
 
 
 def _encode(value: Any) -> Any:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from itoflow import registry
 from itoflow.composition import compose
@@ -30,6 +32,9 @@ from itoflow.model import GenerativeModel
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses a newer one."""
+
+_COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of a module's weights."""
 
 _RECIPE, _WEIGHTS, _MANIFEST = "recipe.json", "model.safetensors", "manifest.json"
 
@@ -76,14 +81,14 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     """Read a model that `save` wrote, in evaluation mode.
 
     Arguments:
-        device: where the weights go.
+        device: where the weights go; their dtypes are those of the saved model.
 
     Raises:
-        InputError: `path` is no path.
+        InputError: `path` is no path, or `device` no device.
         ModelFileError: the folder is missing, incomplete, damaged, of a newer format, or made with a plugin that is
             not installed; says which, and what to do.
     """
-    folder = _path(path)
+    folder, place = _path(path), _device(device)
     if not folder.is_dir():
         raise ModelFileError(
             f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {_MANIFEST}."
@@ -98,7 +103,9 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     try:
         with torch.random.fork_rng(devices=[]):  # building draws initial weights, which the saved ones replace
             model = compose(**saved["model"])
-        model.field.load_state_dict(load_file(folder / _WEIGHTS, device=str(device)))
+        weights = load_file(folder / _WEIGHTS)
+        _adopt_dtypes(model.field, weights)
+        model.field.load_state_dict(weights)
     except UnknownComponentError as error:
         raise ModelFileError(
             f"{folder} needs a plugin that is not available. {_install_hint(saved)}\n{error}"
@@ -108,7 +115,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
             f"{folder} cannot be rebuilt by the installed plugins: {error}\nIt was made with: "
             + ", ".join(f"{name} {made}" for name, made in saved.get("distributions", {}).items())
         ) from error
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
 def _path(given: str | os.PathLike[str]) -> Path:
@@ -117,13 +124,31 @@ def _path(given: str | os.PathLike[str]) -> Path:
     return Path(given)
 
 
+def _device(given: str | torch.device) -> torch.device:
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device is one of torch, e.g. 'cpu' or 'cuda'. Given: {given!r}.") from error
+
+
+def _adopt_dtypes(field: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give the field's tensors the dtypes of the saved ones, to which the copy would otherwise round."""
+    for name, value in (*field.named_parameters(), *field.named_buffers()):
+        if name in weights and value.is_floating_point():
+            value.data = value.data.to(weights[name].dtype)
+
+
 def _weights(model: GenerativeModel) -> dict[str, torch.Tensor]:
-    """The state of the field, contiguous; a weight with two names is copied, for the format holds no shared memory."""
+    """The state of the field, contiguous, by the names that it has uncompiled.
+
+    A weight with two names is copied, for the format holds no shared memory.
+    """
     weights: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, value in model.field.state_dict().items():
         pointer = value.untyped_storage().data_ptr()
-        weights[name] = value.detach().clone() if pointer in seen else value.detach().contiguous()
+        plain = name.replace(_COMPILED, "")
+        weights[plain] = value.detach().clone() if pointer in seen else value.detach().contiguous()
         seen.add(pointer)
     return weights
 

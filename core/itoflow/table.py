@@ -21,9 +21,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from itoflow.errors import InputError
+from itoflow.errors import InputError, listing
 from itoflow.field import Member
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class Table:
 
     Raises:
         InputError: no rows, a coefficient that is not finite, a history that does not exist yet, times outside
-            [0, 1], a clock that does not run forwards; names the row.
+            [0, 1], an `out` that no prediction has, a clock that does not run forwards; names the row.
     """
 
     rows: tuple[Row, ...]
@@ -83,6 +83,8 @@ class Table:
                 raise InputError(f"{where} uses a history that is longer than the calls made: {row}.")
             if not 0 <= row.t <= 1:
                 raise InputError(f"{where} is outside [0, 1].")
+            if row.out not in get_args(Member):
+                raise InputError(f"{where} has out={row.out!r}; it is one of {listing(get_args(Member))}.")
             if row.eta and row.out != "velocity":
                 raise InputError(f"{where} has a strength eta, which only 'velocity' takes, with out={row.out!r}.")
             if row.clock is not None:

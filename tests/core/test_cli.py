@@ -256,6 +256,21 @@ def test_bad_input_is_one_line_without_a_traceback(
     assert out == ""
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_check_says_where_an_error_of_the_component_arose(install: Install, capsys: Capture, debug: bool) -> None:
+    install(
+        "itoflow-slip",
+        plugin="from itoflow import Registration, hookimpl\n@hookimpl\ndef itoflow_processes():\n"
+        "    return [Registration('slip', 'itoflow_slip.slip:Slip', 'x')]\n",
+        slip="import torch\nfrom itoflow import GaussianProcess\nclass Slip(GaussianProcess):\n"
+        "    def alpha(self, t):\n        return torch.ones(len(t))\n    def sigma(self, t):\n        return t\n",
+    )
+    out, _ = run(capsys, "check", "process", "slip", *(["--debug"] if debug else []), code=1)
+    assert "TypeError: len() of a 0-d tensor" in out
+    assert "slip.py:5, in alpha)" in " ".join(out.split())
+    assert ("Traceback (most recent call last)" in out) == debug
+
+
 def test_debug_shows_the_traceback(toy: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     wrong = ["show", "process", "decai"]
     assert "Traceback" in run(capsys, "--debug", *wrong, code=2)[1]

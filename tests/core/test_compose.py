@@ -12,7 +12,14 @@ from torch import Tensor
 
 import itoflow
 from itoflow import DataSpec, GaussianProcess, GenerativeModel, registry
-from itoflow.errors import IncompatibleError, ItoflowError, ItoflowWarning, OptionError, UnknownComponentError
+from itoflow.errors import (
+    IncompatibleError,
+    ItoflowError,
+    ItoflowWarning,
+    OptionError,
+    SpecError,
+    UnknownComponentError,
+)
 
 PARTS: dict[str, Any] = {
     "process": "decay",
@@ -197,3 +204,37 @@ def test_noise_that_does_not_suit_the_data_is_a_warning(
     with pytest.warns(ItoflowWarning, match=rf"does not suit data of standard deviation {std:g} .*{message}") as caught:
         compose(process=process, objective={"name": "denoise", "prediction": "v"}, std=std)
     assert caught[0].filename == __file__
+
+
+class Backwards(GaussianProcess):
+    """The straight line in the time of a paper with data at 1."""
+
+    t_min: float = 0.01
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 * t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+
+@pytest.mark.parametrize("t_max", [0.99, 1.0])
+def test_a_process_in_the_time_of_another_convention_is_refused(toy: ModuleType, t_max: float) -> None:
+    with pytest.raises(
+        SpecError, match=r"Backwards.* less noise on the data at t_max .* sigma from 0.99 to .*take 1 - t"
+    ):
+        compose(process=Backwards(t_max=t_max))
+
+
+@pytest.mark.parametrize("given", [None, torch.nn.Linear, lambda x, t, cond: x])
+def test_a_network_that_is_no_module_is_refused(toy: ModuleType, given: Any) -> None:
+    backbone = type("Own", (toy.Linear,), {"__module__": __name__, "build": lambda self, data: given})()
+    with pytest.raises(SpecError, match=r"Own\.build gives a torch\.nn\.Module\. Given: "):
+        compose(backbone=backbone)
+
+
+@pytest.mark.parametrize("given", [None, "eps"])
+def test_a_parametrization_that_is_none_is_refused(toy: ModuleType, given: Any) -> None:
+    members = {"__module__": __name__, "parametrization": lambda self, process, data: given}
+    with pytest.raises(SpecError, match=r"Own\.parametrization gives an itoflow\.Parametrization\. Given: "):
+        compose(objective=type("Own", (toy.Denoise,), members)())

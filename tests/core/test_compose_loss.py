@@ -10,7 +10,7 @@ import torch
 
 import itoflow
 from itoflow import GenerativeModel
-from itoflow.errors import InputError
+from itoflow.errors import InputError, SpecError
 
 
 @pytest.fixture
@@ -66,3 +66,59 @@ def test_a_wrong_batch_is_refused(conditional: GenerativeModel, x: torch.Tensor,
 def test_conditions_of_a_model_without_any_are_refused(model: GenerativeModel) -> None:
     with pytest.raises(InputError, match="conditions are none; missing: none, unexpected: "):
         model.loss(torch.zeros(5, 3), {"class": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [(lambda loss: None, "NoneType"), (lambda loss: (loss, {}), "tuple"), (lambda loss: loss.mean(), r"shape \(\)")],
+)
+def test_an_objective_that_gives_no_loss_per_example_is_named(toy: ModuleType, change: Any, got: str) -> None:
+    def call(self: Any, *given: Any, **options: Any) -> Any:
+        return change(toy.Denoise.__call__(self, *given, **options))
+
+    own = type("Own", (toy.Denoise,), {"__module__": __name__, "__call__": call})()
+    model = itoflow.compose(process="decay", objective=own, backbone="linear", data=(3,))
+    with pytest.raises(SpecError, match=rf"The loss of Own must be a tensor of shape \(4,\); it returned {got}"):
+        model.loss(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("columns", [slice(0, 1), 0])
+def test_an_output_that_would_be_broadcast_is_refused(model: GenerativeModel, columns: Any) -> None:
+    whole = type(model.field.net).forward
+    own = type("Own", (type(model.field.net),), {"forward": lambda self, *given: whole(self, *given)[:, columns]})
+    model.field.net.__class__ = own
+    for run in (lambda: model.loss(torch.randn(3, 3)), lambda: model.sample(3)):
+        with pytest.raises(SpecError, match=r"Own must return x's shape \(3, 3\); it returned shape \(3"):
+            run()
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_gradients_per_example_by_vmap(toy: ModuleType, conditional: bool) -> None:
+    extra = {"vector": 2} if conditional else {}
+    model = itoflow.compose(process="decay", objective="denoise", backbone="linear", data=(3,), **extra).eval()
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    x = torch.randn(4, 3)
+    cond = {"vector": torch.randn(4, 2)} if conditional else {}
+
+    def loss(weights: Any, x: torch.Tensor, cond: Any) -> torch.Tensor:
+        given = {name: value[None] for name, value in cond.items()}
+        out: torch.Tensor = torch.func.functional_call(model, weights, (x[None], given)).sum()
+        return out
+
+    def gradients(randomness: str) -> Any:
+        torch.manual_seed(0)
+        return torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness=randomness)(weights, x, cond)
+
+    shared = gradients("same")
+    for i in range(4):
+        torch.manual_seed(0)
+        alone = torch.func.grad(loss)(weights, x[i], {name: value[i] for name, value in cond.items()})
+        for name, value in alone.items():
+            torch.testing.assert_close(shared[name][i], value)
+    assert not torch.equal(gradients("different")["field.net.matrix.weight"], shared["field.net.matrix.weight"])
+
+
+def test_a_bad_value_is_still_seen_inside_a_gradient_of_torch_func(model: GenerativeModel) -> None:
+    x = torch.full((2, 3), torch.nan)
+    with pytest.raises(InputError, match="6 values that are NaN"):
+        torch.func.grad(lambda x: model.loss(x).sum())(x)

@@ -10,7 +10,7 @@ import torch
 
 import itoflow
 from itoflow import GenerativeModel, Step
-from itoflow.errors import IncompatibleError, InputError, OptionError, UnknownComponentError
+from itoflow.errors import IncompatibleError, InputError, OptionError, SpecError, UnknownComponentError
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
@@ -137,3 +137,28 @@ def test_progress_is_shown_when_asked(model: GenerativeModel, capsys: pytest.Cap
     assert capsys.readouterr().err == ""
     model.sample(2, steps=3, progress=True)
     assert "sampling 3/3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [(lambda x: None, "NoneType"), (lambda x: x.numpy(), "ndarray"), (lambda x: x[0], r"shape \(3,\)")],
+)
+def test_a_sampler_that_gives_no_samples_is_named(
+    model: GenerativeModel, toy: ModuleType, given: Any, got: str
+) -> None:
+    members = {"__module__": __name__, "__call__": lambda self, field, x, *_, **options: given(x)}
+    own = type("Own", (toy.Euler,), members)()
+    with pytest.raises(SpecError, match=rf"The samples of Own must be a tensor of shape \(2, 3\); it returned {got}"):
+        model.sample(2, sampler=own)
+
+
+@pytest.mark.parametrize("given", [None, [itoflow.Row(t=1.0)]])
+def test_rows_that_are_no_table_are_refused(model: GenerativeModel, toy: ModuleType, given: Any) -> None:
+    own = type("Own", (toy.Euler,), {"__module__": __name__, "table": lambda self, process: given})()
+    with pytest.raises(SpecError, match=r"Own\.table gives an itoflow\.Table of rows\. Given: (NoneType|list)\."):
+        model.sample(2, sampler=own)
+
+
+def test_a_row_of_what_no_prediction_has_is_refused() -> None:
+    with pytest.raises(InputError, match=r"Row 1 of 1 .* has out='score'; it is one of eps, velocity, x0\."):
+        itoflow.Table((itoflow.Row(t=1.0, out="score"),))  # type: ignore[arg-type]

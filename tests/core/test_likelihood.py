@@ -306,6 +306,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"divergence": "exact", "probes": 0}, InputError, "at least 1. Given: 0"),
     ({"batch": 0}, InputError, "batch must be a whole number of at least 1"),
     ({"rows": 1.5}, InputError, "rows must be a whole number"),
+    (
+        {"divergence": "hutchinson", "generator": [torch.Generator()]},
+        InputError,
+        "one for the whole batch. Given: list",
+    ),
 ]
 
 
@@ -320,6 +325,9 @@ def test_no_examples() -> None:
     field, x = field_and_data(Straight())
     with pytest.raises(InputError, match="this batch is empty"):
         likelihood(field, x[:0], method=METHOD)
+    for run in (encode, decode):
+        with pytest.raises(InputError, match="this batch is empty"):
+            run(field, x[:0], method=METHOD)
 
 
 class TestMethod:
@@ -348,7 +356,10 @@ class TestMethod:
             likelihood(field, x, method=METHOD, rtol="tight")  # type: ignore[arg-type]
 
     def test_names_those_that_can(self, install: Any) -> None:
-        parts = "from itoflow import Sampler\nclass Able(Sampler):\n    def integrate(self, *a): ...\n"
+        parts = (
+            "from itoflow import Sampler\nclass Able(Sampler):\n"
+            "    def __call__(self, *a, **b): ...\n    def integrate(self, *a): ...\n"
+        )
         plugin = (
             "from itoflow import Registration, hookimpl\n"
             "@hookimpl\ndef itoflow_samplers():\n"

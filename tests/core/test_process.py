@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -162,3 +163,22 @@ def test_an_explosion_is_an_error_that_names_process_and_time():
 
 def test_undeclared_process_has_no_noise_to_return():
     assert Undeclared().perturb(torch.zeros(2, 2), torch.tensor([0.2, 0.9]), generator=seeded(0)).eps is None
+
+
+def test_formulas_that_torch_cannot_differentiate_are_named_with_what_to_do():
+    class Foreign(Bare):
+        def alpha(self, t):
+            return torch.as_tensor(np.cos(np.asarray(t)))
+
+        def d_sigma(self, t):
+            return torch.ones_like(t)
+
+    class Both(Foreign):
+        def d_alpha(self, t):
+            return -torch.sin(t)
+
+    with pytest.raises(
+        SpecError, match=r"Foreign\.alpha has no derivative .*not with numpy or math, or define d_alpha"
+    ):
+        Foreign().kernel(0.5)
+    assert float(Both().kernel(0.5).alpha) == pytest.approx(math.cos(0.5))

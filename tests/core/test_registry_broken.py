@@ -7,16 +7,20 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import itoflow
 from itoflow import registry
-from itoflow.errors import UnknownComponentError
+from itoflow.cli import main
+from itoflow.errors import SpecError, UnknownComponentError
+from itoflow.hookspecs import KINDS
 
 Install = Callable[..., None]
 
 HOOK = "from itoflow import Registration, hookimpl\n@hookimpl\ndef itoflow_samplers():\n    "
+HALF = "Registration('half', 'itoflow_half.half:Half', 'Half of it')"
 GOOD = "Registration('own', 'itoflow_broken.it:It', 'Its own')"
 
 BROKEN = {
@@ -102,3 +106,25 @@ def test_a_broken_namesake_does_not_keep_a_recipe_from_being_written(toy: Module
     source = f"{HOOK}return [Registration('a-first', 'itoflow_absent.it:Euler', 'Not importable')]\n"
     install("itoflow-broken", plugin=source)
     assert toy.Euler().to_dict()["name"] == "itoflow-toy:euler"
+
+
+@pytest.mark.parametrize("kind", ["process", "objective", "backbone", "sampler", "attention"])
+def test_a_component_that_lacks_a_method_says_which(install: Install, kind: str) -> None:
+    hook, base = KINDS[kind].hook, str(KINDS[kind].base)
+    module, _, cls = base.partition(":")
+    plugin = f"from itoflow import Registration, hookimpl\n@hookimpl\ndef {hook}():\n    return [{HALF}]\n"
+    half = f"from {module} import {cls}\nclass Half({cls}):\n    pass\n"
+    install("itoflow-half", plugin=plugin, half=half)
+    with pytest.raises(SpecError, match=f"registered as {kind} 'half' by itoflow-half, does not define "):
+        registry.create(kind, "half")
+
+
+def test_a_method_that_is_misspelt_is_one_line_of_the_program(install: Install, capsys: Any) -> None:
+    plugin = f"from itoflow import Registration, hookimpl\n@hookimpl\ndef itoflow_processes():\n    return [{HALF}]\n"
+    half = (
+        "from itoflow import GaussianProcess\nclass Half(GaussianProcess):\n    def alpha(self, t):\n"
+        "        return 1 - t\n    def sigmas(self, t):\n        return t\n"
+    )
+    install("itoflow-half", plugin=plugin, half=half)
+    assert main(["check", "process", "half"]) == 2
+    assert "does not define sigma," in capsys.readouterr().err

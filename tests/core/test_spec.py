@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
 from annotated_types import Gt
-from pydantic import ValidationError
 
 from itoflow import DataSpec, Spec
 from itoflow.errors import OptionError, SpecError
@@ -26,8 +25,42 @@ class Toy(Spec):
 
 
 def test_is_frozen() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(OptionError, match=r"Toy is frozen, so 'width' cannot be set to 4.* \.replace\(width=\.\.\.\)"):
         Toy().width = 4  # type: ignore[misc]
+
+
+def test_a_constructor_that_sets_options_is_told_to_declare_them() -> None:
+    class Habit(Toy):
+        def __init__(self, depth: int = 2) -> None:
+            super().__init__()
+            self.depth = depth
+
+    with pytest.raises(OptionError, match=r"declares its options as fields, depth: .* writes no __init__"):
+        Habit()
+
+
+@pytest.mark.parametrize(("kind", "value"), [("list[int]", [1]), ("dict[str, int]", {"a": 1})])
+def test_a_value_that_cannot_be_hashed_is_refused(kind: str, value: object) -> None:
+    cls = type("Mutable", (Spec,), {"__module__": __name__, "__annotations__": {"values": kind}, "values": value})
+    with pytest.raises(SpecError, match=r"Mutable cannot be hashed: unhashable type: .*as tuples"):
+        cls()
+
+
+@pytest.mark.parametrize("value", [math.exp, b"\xff"])
+def test_a_value_that_no_recipe_can_hold_is_named(value: object) -> None:
+    class Odd(Spec):
+        values: Any = None
+
+    with pytest.raises(SpecError, match=r"Odd\.values = .* cannot be written to a recipe: .*Options are numbers, text"):
+        Odd(values=value).to_dict()
+
+
+def test_a_requirement_that_is_no_class_is_refused_when_the_class_is_made() -> None:
+    with pytest.raises(SpecError, match=r"Bad\.requires is the class that a process must derive from\. Given: 'Gauss"):
+
+        class Bad(Spec):
+            kind: ClassVar[str] = "sampler"
+            requires: ClassVar[Any] = "GaussianProcess"
 
 
 @pytest.mark.parametrize("change", [{"width": 4}, {"rate": 0.25}, {"sizes": (2, 1)}, {"label": "b"}])

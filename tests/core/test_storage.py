@@ -69,6 +69,35 @@ def test_every_composition_can_be_saved(toy: ModuleType, tmp_path: Path, changes
     assert itoflow.load(model.save(tmp_path / "m")).recipe == model.recipe
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_keep_their_dtype(toy: ModuleType, tmp_path: Path, dtype: torch.dtype, tied: bool) -> None:
+    backbone = {"name": "linear", "tied": tied}
+    model = itoflow.compose(process="decay", objective="denoise", backbone=backbone, data=(3,)).to(dtype)
+    back = itoflow.load(model.save(tmp_path / "m"))
+    assert {p.dtype for p in back.parameters()} == {dtype}
+    assert all(torch.equal(*pair) for pair in zip(back.parameters(), model.parameters(), strict=True))
+
+
+def test_a_compiled_network_is_saved_as_it_was(model: GenerativeModel, tmp_path: Path) -> None:
+    before = model.state_dict()
+    model.field.net = torch.compile(model.field.net, backend="eager")  # type: ignore[assignment]
+    back = itoflow.load(model.save(tmp_path / "m"))
+    assert back.state_dict().keys() == before.keys()
+
+
+def test_a_sampler_set_by_name_is_kept(model: GenerativeModel, tmp_path: Path) -> None:
+    model.sampler = "euler"  # type: ignore[assignment]
+    back = itoflow.load(model.save(tmp_path / "m"))
+    assert back.sampler == registry.create("sampler", "euler")
+
+
+@pytest.mark.parametrize("device", ["tpv", 1.5])
+def test_a_device_that_is_none_is_not_blamed_on_the_folder(saved: Path, device: Any) -> None:
+    with pytest.raises(InputError, match=f"device is one of torch, e.g. 'cpu' or 'cuda'. Given: {device!r}"):
+        itoflow.load(saved, device=device)
+
+
 def test_a_lowered_t_max_is_kept(toy: ModuleType, tmp_path: Path) -> None:
     objective = {"name": "denoise", "prediction": "eps"}
     with pytest.warns(itoflow.ItoflowWarning):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from itoflow import (
+    Backbone,
     InterpolantProcess,
     NumericalError,
     Objective,
@@ -256,6 +257,8 @@ OBJECTIVES = [
     ("check_minimiser", variant(Regress, reduce=lambda self, loss, p: 0 * loss), "does not see"),
     ("check_minimiser", variant(Regress, reduce=lambda self, loss, p: loss.detach()), "does not depend"),
     ("check_loss", variant(Regress, reduce=lambda self, loss, p: loss.mean()), "one each"),
+    ("check_loss", variant(Regress, reduce=lambda self, loss, p: None), "returned a NoneType"),
+    ("check_loss", variant(Regress, parametrization=lambda self, process, data: "v"), "no itoflow.Parametrization"),
     ("check_loss", variant(Regress, reduce=lambda self, loss, p: loss.double()), "float64 loss"),
     (
         "check_loss",
@@ -345,6 +348,7 @@ SAMPLERS = [
     ("check_randomness", changed(in_place), "in place"),
     ("check_randomness", changed(lambda s, f, x, c, g, b: run(s, f, x + torch.randn_like(x))), "default generator"),
     ("check_randomness", changed(lambda s, f, x, c, g, b: run(s, f, x.double())), "float64"),
+    ("check_randomness", changed(lambda s, f, x, c, g, b: x.numpy()), "returned a ndarray"),
     ("check_batch_split", changed(lambda s, f, x, c, g, b: run(s, f, x - x.mean(0))), "smaller batch"),
     ("check_shape", changed(lambda s, f, x, c, g, b: run(s, f, x * x.shape[-1])), "of shape"),
     ("check_callback", changed(lambda s, f, x, c, g, b: run(s, f, x, c)), "called its callback 0 times"),
@@ -483,6 +487,8 @@ class Flat(torch.autograd.Function):
 BACKBONES = [
     ("check_output", net(forward=lambda self, x, t, cond: Net.forward(self, x, t, cond)[:, :1]), "shape"),
     ("check_output", net(forward=lambda self, x, t, cond: Net.forward(self, x, t, cond).float()), "float32"),
+    ("check_output", net(forward=lambda self, x, t, cond: (x, {})), "returned a tuple"),
+    ("check_output", variant(Backbone, build=lambda self, data: None), "Broken.build gave None"),
     ("check_independence", net(forward=lambda self, x, t, cond: Net.forward(self, x - x.mean(0), t, cond)), "alone"),
     (
         "check_independence",

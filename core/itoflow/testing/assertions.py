@@ -15,7 +15,7 @@ from torch import Tensor
 
 from itoflow import registry
 from itoflow.errors import ItoflowError, SpecError
-from itoflow.spec import Spec
+from itoflow.spec import Spec, encoded_options
 
 SIGMAS = 5.0
 """Standard errors that a statistical comparison allows: false alarms 6e-7 each."""
@@ -59,6 +59,11 @@ def expect_finite(value: Tensor, what: str, *, at: Tensor | None = None) -> None
         raise AssertionError(f"{what} is {float(value.flatten()[first])}{place}; it must be finite.")
 
 
+def expect_tensor(value: object, what: str) -> None:
+    """What a component returned is a tensor."""
+    expect(isinstance(value, Tensor), f"{what} returned a {type(value).__name__}; it must return a tensor.")
+
+
 @contextmanager
 def global_randomness_untouched(what: str) -> Iterator[None]:
     """Inside, nothing may draw from torch's default generator."""
@@ -78,15 +83,12 @@ def check_options(component: Spec) -> None:
     """
     name = type(component).__name__
     try:
-        hash(component)
-    except TypeError as error:
-        raise AssertionError(
-            f"{name} cannot be hashed: {error}. Give its options as tuples, not lists or dicts."
-        ) from None
-    try:
         data = component.to_dict()
     except SpecError:
-        data = json.loads(component.model_dump_json())
+        try:
+            data = encoded_options(component)
+        except SpecError as error:
+            raise AssertionError(str(error)) from None
     try:
         text = json.dumps(data, allow_nan=False)
     except (TypeError, ValueError) as error:

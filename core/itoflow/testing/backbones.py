@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from itoflow.attention import second_order
 from itoflow.backbone import Backbone, DataSpec
 from itoflow.errors import IncompatibleError
-from itoflow.testing.assertions import check_options, expect, expect_close, expect_finite, global_randomness_untouched
+from itoflow.testing.assertions import (
+    check_options,
+    expect,
+    expect_close,
+    expect_finite,
+    expect_tensor,
+    global_randomness_untouched,
+)
 from itoflow.testing.problems import seeded
 
 _SHAPES = ((2,), (2, 16), (1, 8, 8), (3, 16, 16))
@@ -32,6 +39,7 @@ def check_output(backbone: Backbone) -> None:
             for n in (1, 3):
                 x, t, cond = _inputs(data, n, dtype)
                 y = net(x, t, cond)
+                expect_tensor(y, name)
                 expect(
                     y.shape == x.shape and y.dtype == dtype,
                     f"{name} returned {y.dtype} of shape {tuple(y.shape)} for x {dtype} of shape {tuple(x.shape)}.",
@@ -198,6 +206,9 @@ def _networks(backbone: Backbone) -> Iterator[tuple[DataSpec, nn.Module]]:
                     net = backbone.build(data)
             except IncompatibleError:
                 continue
+            expect(
+                isinstance(net, nn.Module), f"{type(backbone).__name__}.build gave {net!r}; it gives a torch.nn.Module."
+            )
             found = True
             generator = seeded(1)
             with torch.no_grad():

@@ -28,7 +28,14 @@ from itoflow.objective import Objective, PathObjective
 from itoflow.parametrization import Parametrization
 from itoflow.prediction import DynamicsPrediction, GaussianPrediction, InterpolantPrediction, Prediction
 from itoflow.process import GaussianProcess, ProcessSpec, broadcast_time
-from itoflow.testing.assertions import check_options, expect, expect_close, expect_finite, global_randomness_untouched
+from itoflow.testing.assertions import (
+    check_options,
+    expect,
+    expect_close,
+    expect_finite,
+    expect_tensor,
+    global_randomness_untouched,
+)
 from itoflow.testing.interpolants import InterpolantOracle, Joined, joined
 from itoflow.testing.oracles import GaussianOracle, MixtureOracle
 from itoflow.testing.problems import (
@@ -141,6 +148,7 @@ def check_loss(objective: Objective) -> None:
             with global_randomness_untouched(name):
                 loss = objective(field, x0, generator=seeded(5), **far)
             expect(torch.equal(x0, kept), f"{name} changed x0 in place.")
+            expect_tensor(loss, name)
             expect(
                 loss.shape == (16,),
                 f"{name} returned a loss of shape {tuple(loss.shape)} for 16 examples; it is one each.",
@@ -263,6 +271,10 @@ def _fields(objective: Objective) -> Iterator[tuple[Field, Parametrization]]:
             parametrization = objective.parametrization(process, data)
         except (IncompatibleError, InputError, UndefinedError):
             continue
+        expect(
+            isinstance(parametrization, Parametrization),
+            f"{type(objective).__name__}.parametrization gave {parametrization!r}, no itoflow.Parametrization.",
+        )
         fitted = solvable(process, parametrization)
         if fitted is not None:
             found = True

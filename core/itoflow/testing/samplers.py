@@ -33,6 +33,7 @@ from itoflow.testing.assertions import (
     expect_close,
     expect_finite,
     expect_moments,
+    expect_tensor,
     global_randomness_untouched,
     sample_moments,
 )
@@ -169,6 +170,7 @@ def check_randomness(sampler: Sampler) -> None:
             with global_randomness_untouched(name):
                 first = sampler(field, x, generator=seeded(7))
             expect(torch.equal(x, kept), f"{name} changed its input x in place.")
+            expect_tensor(first, name)
             expect(
                 first.dtype == dtype and first.shape == x.shape,
                 f"{name} returned {first.dtype} of shape {tuple(first.shape)} for x {dtype} of shape {tuple(x.shape)}.",

@@ -87,9 +87,8 @@ def test_an_output_that_would_be_broadcast_is_refused(model: GenerativeModel, co
     whole = type(model.field.net).forward
     own = type("Own", (type(model.field.net),), {"forward": lambda self, *given: whole(self, *given)[:, columns]})
     model.field.net.__class__ = own
-    for run in (lambda: model.loss(torch.randn(3, 3)), lambda: model.sample(3)):
-        with pytest.raises(SpecError, match=r"Own must return x's shape \(3, 3\); it returned shape \(3"):
-            run()
+    with pytest.raises(SpecError, match=r"Own must return x's shape \(3, 3\); it returned shape \(3"):
+        model.loss(torch.randn(3, 3))
 
 
 @pytest.mark.parametrize("conditional", [False, True])

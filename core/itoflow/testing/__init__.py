@@ -20,7 +20,16 @@ from typing import Any
 
 from itoflow.parametrization import Parametrization
 from itoflow.spec import Spec
-from itoflow.testing import backbones, interpolants, marginals, objectives, parametrizations, processes, samplers
+from itoflow.testing import (
+    attentions,
+    backbones,
+    interpolants,
+    marginals,
+    objectives,
+    parametrizations,
+    processes,
+    samplers,
+)
 from itoflow.testing.assertions import check_options
 from itoflow.testing.interpolants import InterpolantOracle
 from itoflow.testing.oracles import GaussianOracle, MixtureOracle, OracleField
@@ -44,6 +53,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
     "objective": objectives.CHECKS,
     "backbone": backbones.CHECKS,
     "sampler": samplers.CHECKS,
+    "attention": attentions.CHECKS,
     "parametrization": parametrizations.CHECKS,
 }
 
@@ -52,7 +62,7 @@ def checks(kind: str) -> tuple[Check, ...]:
     """All checks of a kind of component; a kind without mathematics of its own has those of its options.
 
     Arguments:
-        kind: `process`, `objective`, `backbone`, `sampler`, `parametrization`, or another registered kind.
+        kind: `process`, `objective`, `backbone`, `sampler`, `attention`, `parametrization`, or another registered kind.
     """
     return _CHECKS.get(kind, (check_options,))
 

@@ -203,7 +203,7 @@ def test_the_mean_of_the_data_comes_out(calls, most):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)
 def test_more_evaluations_do_not_make_the_error_larger(process):
-    """From 2 to 100, stored or interpolated: never more than 5 times the best of fewer, and a hundredth at the end.
+    """From 2 to 100, stored or interpolated: never more than 4 times the best of fewer, and a hundredth at the end.
 
     The median over 200 points of a mixture that nothing was computed on. `Exploding` starts at sigma = 10 and ends
     where 0.05 is left, so that the stored times are moved most. The largest is where times are first evened, which
@@ -214,7 +214,7 @@ def test_more_evaluations_do_not_make_the_error_larger(process):
     expected, errors = Auto(steps=400)(oracle, x), []
     for calls in range(2, 101):
         errors.append(float((Auto(steps=calls)(oracle, x) - expected).square().mean(1).sqrt().median()))
-        assert errors[-1] < 5 * min(errors), (calls, errors[-1], min(errors))
+        assert errors[-1] < 4 * min(errors), (calls, errors[-1], min(errors))
     assert errors[-1] < 1e-2 * errors[0]
 
 

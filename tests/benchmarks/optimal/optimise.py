@@ -11,9 +11,10 @@ Descent starts at what is stored, or for a number of evaluations that is not at 
 start gives the same result. It is stored if the objective is lower both over the family's mixtures and over a fifth of
 those for validation: the networks are to gain at no cost to them.
 
-What is stored for 7, 8, 18, 21, 48 and 64 is refined so, from earlier runs; 4, 5, 6, 10, 12, 14, 24 and 32 gained on
-networks only and are those runs', in which up to 6 evaluations and from 40 on no networks were held to anything, and
-those of 7 to 39 to their errors before. There p is 1 for 2 and 3, and 4 for 32 and from 48 on.
+What is stored for 7, 8, 18, 21, 48 and 64 is refined so, from earlier runs. 4, 5, 6, 10, 12, 14, 24 and 32 gained on
+networks only, so they are those of earlier runs, as 2 and 3 are: up to 6 without networks, from 7 on with networks that
+were held to their errors before, and 24 by the mean of logarithms of errors over the nineteen mixtures that are written
+out. There p is 1 for 2 and 3, and 4 for 32.
 
     python optimise.py 6,10,18      improves, or adds to, the files of core and itoflow-samplers
 """

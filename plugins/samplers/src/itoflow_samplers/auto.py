@@ -14,8 +14,8 @@ beta is a predictor and a corrector in one, as UniPC has them: the exponential A
 So z is what is predicted, at which F is taken, and its corrected value is never formed. delta is a stored correction;
 from 40 evaluations on, where steps are short, there is none. Times, the variable and delta were found together, for
 each n, by descent on the endpoint's error over mixtures of Gaussians of 1 to 256 dimensions and of means up to their
-deviation, for most of 7 to 32 over small networks too (tests/benchmarks/optimal). Where t_min leaves noise, there is no
-delta from 23 on, and a share of the times is uniform in log s (`itoflow.grids.evened`): what a network learns varies
+deviation, for most n from 7 on over small networks too (tests/benchmarks/optimal). Where t_min leaves noise, there is
+no delta from 23 on, and a share of the times is uniform in log s (`itoflow.grids.evened`): what a network learns varies
 where no exact law does. For a number of evaluations that is not stored the coefficients are interpolated along the run,
 like the times.
 

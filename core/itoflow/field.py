@@ -187,7 +187,7 @@ class NetworkField(Field):
     def _call(self, x: Tensor, times: Tensor, cond: Conditions) -> Tensor:
         """The network's output, (B, *S); any other shape would be broadcast, silently.
 
-        The `evaluator` does not look: it would cost half a per cent of a small network's call.
+        The `evaluator` does not look, as a sampler calls it at each step.
         """
         y: Any = self.net(x, times, cond)
         if isinstance(y, Tensor) and y.shape == x.shape:

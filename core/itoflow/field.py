@@ -192,8 +192,7 @@ class NetworkField(Field):
         y: Any = self.net(x, times, cond)
         if isinstance(y, Tensor) and y.shape == x.shape:
             return y
-        got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-        raise SpecError(f"{type(self.net).__name__} must return x's shape {tuple(x.shape)}; it returned {got}.")
+        raise SpecError(f"{type(self.net).__name__} must return x's shape {tuple(x.shape)}; it returned {kind_of(y)}.")
 
     def evaluator(self, like: Tensor, cond: Conditions | None = None) -> Evaluate:
         """The network as it is, or between conversions to its own dtype."""
@@ -245,3 +244,8 @@ class NetworkField(Field):
     def _time_dtype(self, x: Tensor) -> torch.dtype:
         """That of the times that it is told: half precision would not tell those of a run apart."""
         return torch.promote_types(self._dtype(x), torch.float32)
+
+
+def kind_of(value: object) -> str:
+    """What a component returned, for an error: the shape of a tensor, or the type of anything else."""
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

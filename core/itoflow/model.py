@@ -23,7 +23,7 @@ from itoflow.errors import (
     did_you_mean,
     listing,
 )
-from itoflow.field import Field
+from itoflow.field import Field, kind_of
 from itoflow.interpolant import InterpolantProcess
 from itoflow.likelihood import Likelihood, LikelihoodOptions, ODEOptions
 from itoflow.loop import Callback
@@ -275,8 +275,9 @@ def _shaped(what: str, part: Objective | Sampler, value: Any, shape: torch.Size)
     """What a component returned, if it is a tensor of that shape."""
     if isinstance(value, Tensor) and value.shape == shape:
         return value
-    got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise SpecError(f"{what} {type(part).__name__} must be a tensor of shape {tuple(shape)}; it returned {got}.")
+    raise SpecError(
+        f"{what} {type(part).__name__} must be a tensor of shape {tuple(shape)}; it returned {kind_of(value)}."
+    )
 
 
 def _refuse_unknown(call: str, options: Mapping[str, Any], known: type) -> None:

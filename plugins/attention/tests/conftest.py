@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+from itoflow.testing.attentions import TOLERANCE
 
 GROUPS = ((1, 1), (2, 3))
 LENGTHS = ((1, 1), (5, 5), (7, 3), (1, 19), (33, 17), (16, 64), (40, 65))

@@ -122,6 +122,12 @@ def test_no_folder(saved: Path, name: str) -> None:
         itoflow.load(saved.parent / name)
 
 
+def test_the_folder_of_a_run(saved: Path) -> None:
+    saved.rename(saved.parent / "model")
+    with pytest.raises(ModelFileError, match=r"holds a run, not a model: load .*model\."):
+        itoflow.load(saved.parent)
+
+
 def test_no_path(saved: Path) -> None:
     model = itoflow.load(saved)
     for refused in (lambda: itoflow.load(3), lambda: model.save(None)):  # type: ignore[arg-type]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from itoflow import AttentionCall
+from itoflow import Attention, AttentionCall
 from itoflow.attention import attention, choose_attention
 from itoflow.errors import OptionError
 from itoflow_attention import chunked
@@ -124,11 +125,22 @@ def test_only_needed_gradients_are_given() -> None:
     assert (k.grad, v.grad, bias.grad) == (None, None, None)
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def training(*shape: int) -> AttentionCall:
+    return AttentionCall(shape, shape, shape, torch.float32, torch.device("cpu"), gradient=True)
+
+
 @pytest.mark.parametrize("head", [8, 9])
-def test_auto_takes_it_for_small_heads_in_training_on_a_cpu(head: int) -> None:
+def test_auto_takes_it_for_small_heads_in_training_on_a_cpu(head: int, threads: Callable[[int], None]) -> None:
     """And where it would not be faster, or would break a graph, it does not."""
-    shape = (2, 2, 64, head)
-    call = AttentionCall(shape, shape, shape, torch.float32, torch.device("cpu"), gradient=True)
+    threads(1)
+    call = training(2, 2, 64, head)
     assert isinstance(choose_attention("auto", call), Chunked if head == 8 else SDPA)
     for change in (
         {"gradient": False},
@@ -138,6 +150,16 @@ def test_auto_takes_it_for_small_heads_in_training_on_a_cpu(head: int) -> None:
         {"device": torch.device("mps")},
     ):
         assert isinstance(choose_attention("auto", replace(call, **change)), SDPA)
+
+
+@pytest.mark.parametrize(
+    ("shape", "backend"), [((16, 4, 64, 8), Chunked), ((15, 4, 64, 8), SDPA), ((16, 4, 512, 8), SDPA)]
+)
+def test_in_two_threads_auto_takes_it_for_many_short_heads(
+    shape: tuple[int, ...], backend: type[Attention], threads: Callable[[int], None]
+) -> None:
+    threads(2)
+    assert isinstance(choose_attention("auto", training(*shape)), backend)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

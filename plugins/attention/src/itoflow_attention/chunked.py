@@ -44,6 +44,9 @@ from itoflow_attention.math import Math
 _SEEDS = 2**62
 SMALL_HEAD, MANY_KEYS = 8, 64
 """Up to this head size and from so many keys on a training step on a CPU takes 0.6 to 1.0 of the time of `sdpa`."""
+FEW_LOGITS, MANY_HEADS = 2**16, 32
+"""In two threads that holds for up to so many logits a head and from so many heads a thread on; elsewhere it takes up
+to 1.25 of the time."""
 SAFE = 40.0
 """Size of logits whose exponentials float32 holds and sums without a shift."""
 
@@ -65,9 +68,11 @@ class Chunked(Attention):
 
     def preference_for(self, call: AttentionCall) -> int:
         """Before `sdpa` where it is faster; torch.compile and torch.func.vmap do not see through its blocks."""
-        small = max(call.key[3], call.value[3]) <= SMALL_HEAD and call.key[2] >= MANY_KEYS and call.bias is None
-        faster = call.device.type == "cpu" and call.dtype != torch.float64 and call.gradient and not call.traced
-        return 30 if small and faster else self.preference
+        (batch, heads, queries, _), keys, threads = call.query, call.key[2], torch.get_num_threads()
+        small = max(call.key[3], call.value[3]) <= SMALL_HEAD and keys >= MANY_KEYS and call.bias is None
+        shared = threads == 1 or (queries * keys <= FEW_LOGITS and batch * heads >= MANY_HEADS * threads)
+        plain = call.device.type == "cpu" and call.dtype != torch.float64 and call.gradient and not call.traced
+        return 30 if small and shared and plain else self.preference
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-r"""Group normalisation, SiLU and the convolution after them as one step that keeps its input only.
+r"""Group normalisation, SiLU where it follows, and the convolution after them as one step that keeps its input only.
 
 With mean m and 1 / standard deviation r of each example's groups, and u = x a + b per example and channel,
 
@@ -24,6 +24,12 @@ from torch.nn import functional as F
 from itoflow.transforms import under_func
 from itoflow_unet.unet import UNet
 
+WIDE = torch.float32, torch.float64
+"""Numbers that are normalised faster as they lie, channels together, and quicker computed again than kept."""
+FAR = 4.0
+"""Means, in standard deviations, up to which torch's variance of maps with channels together is good to 1e-5: it is the
+mean of squares less the square of the mean."""
+
 
 class Norm(nn.GroupNorm):
     """Group normalisation by the options."""
@@ -32,19 +38,17 @@ class Norm(nn.GroupNorm):
         super().__init__(spec.groups_of(channels), channels, eps=spec.epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, ...); positions together in memory, as torch's second derivative needs them."""
-        return super().forward(x.contiguous())
+        """(B, C, ...)."""
+        if x.dtype in WIDE and self._in_one_step(x):
+            return self._step(x, silu=False)
+        return super().forward(x.contiguous())  # positions together, as torch's second derivative needs them
 
     def silu(self, x: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor:
-        """`then`, a convolution, of SiLU of the normalised x; see the module's formulas.
-
-        In one step where that is faster: on a CPU, channels together, for a gradient.
-        """
-        plain = transformed() or not torch.is_grad_enabled() or not x.requires_grad or x.device.type != "cpu"
-        if plain or x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        """`then`, a convolution, of SiLU of the normalised x; see the module's formulas."""
+        if not self._in_one_step(x):
             return then(F.silu(self(x)))
-        y: Tensor = _NormSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-untyped-call]
-        if y.dtype not in (torch.float32, torch.float64):  # as quick to keep as to compute
+        y = self._step(x, silu=True)
+        if y.grad_fn is None or y.dtype not in WIDE:
             return then(y)
         step, place, shape = y.grad_fn, y.data_ptr(), y.shape
 
@@ -54,30 +58,45 @@ class Norm(nn.GroupNorm):
         with torch.autograd.graph.saved_tensors_hooks(keep, _again):
             return then(y)
 
+    def _in_one_step(self, x: Tensor) -> bool:
+        """Where that is faster: on a CPU, channels together; of narrow numbers, for a gradient only."""
+        if transformed() or x.device.type != "cpu" or x.ndim != 4:
+            return False
+        fits = x.requires_grad if torch.is_grad_enabled() else x.dtype in WIDE
+        return fits and x.is_contiguous(memory_format=torch.channels_last)
 
-class _NormSiLU(torch.autograd.Function):
-    """See the module's formulas."""
+    def _step(self, x: Tensor, silu: bool) -> Tensor:
+        y: Tensor = _Norm.apply(x, self.weight, self.bias, self.num_groups, self.eps, silu)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _Norm(torch.autograd.Function):
+    """See the module's formulas, with SiLU or without."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
         shape = x.shape[0], x.shape[1], x[0, 0].numel(), groups, eps
         y, mean, r = torch.native_group_norm(x, weight, bias, *shape)
+        if not bool(((mean * r).abs() <= FAR).all()):
+            y, mean, r = torch.native_group_norm(x.contiguous(), weight, bias, *shape)
+            y = y.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight, bias, mean, r)
-        ctx.groups, ctx.eps, ctx.left = groups, eps, None
-        return F.silu(y, inplace=True)
+        ctx.groups, ctx.eps, ctx.silu, ctx.left = groups, eps, silu, None
+        return F.silu(y, inplace=True) if silu else y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         left, ctx.left = ctx.left, None
         (x, weight, bias, mean, r), u = left or (ctx.saved_tensors, None)
         if torch.is_grad_enabled():  # it will be differentiated again
-            y = F.silu(F.group_norm(x.contiguous(), ctx.groups, weight, bias, ctx.eps))
-            return (*torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True), None, None)
-        return (*_gradient(x, weight, bias, mean, r, u, dy), None, None)
+            y = F.group_norm(x.contiguous(), ctx.groups, weight, bias, ctx.eps)
+            y = F.silu(y) if ctx.silu else y
+            return (*torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True), None, None, None)
+        return (*_gradient(x, weight, bias, mean, r, u, dy, ctx.silu), None, None, None)
 
 
 def _again(kept: Any) -> Tensor:
-    """y of a `_NormSiLU`, to which its saved tensors and u are left: its own backward pass is the next to need them.
+    """y of a `_Norm`, to which its saved tensors and u are left: its own backward pass is the next to need them.
 
     Those that torch.utils.checkpoint computes again can be asked for once only.
     """
@@ -98,13 +117,15 @@ def _normalised(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor
 
 
 def _gradient(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor, u: Tensor | None, dy: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, r: Tensor, u: Tensor | None, dy: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, dw, dw_0), u overwritten; in float32 at least, which is faster than narrow numbers too."""
     given, wide = (x.dtype, weight.dtype, bias.dtype), torch.promote_types(x.dtype, torch.float32)
     x, weight, bias, mean, r, dy = (value.to(wide) for value in (x, weight, bias, mean, r, dy))
-    u = _normalised(x, weight, bias, mean, r) if u is None else u
-    g = torch.ops.aten.silu_backward.grad_input(dy, u, grad_input=u)
+    g = dy.contiguous(memory_format=torch.channels_last)  # as x lies: torch takes either for the other without a word
+    if silu:
+        u = _normalised(x, weight, bias, mean, r) if u is None else u
+        g = torch.ops.aten.silu_backward.grad_input(g, u, grad_input=u)
     shape = *x.shape[:2], x[0, 0].numel(), mean.shape[1]
     dx, dw, dw_0 = torch.ops.aten.native_group_norm_backward(g, x, mean, r, weight, *shape, [True, True, True])
     return dx.to(given[0]), dw.to(given[1]), dw_0.to(given[2])

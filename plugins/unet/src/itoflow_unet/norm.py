@@ -132,5 +132,6 @@ def _gradient(
 
 
 def transformed() -> bool:
-    """Inside torch.compile, torch.func or forward-mode differentiation, which see through plain steps only."""
-    return torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0 or under_func()
+    """Inside torch.compile, torch.jit, torch.func or forward-mode differentiation, which see plain steps only."""
+    read = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return read or torch.autograd.forward_ad._current_level >= 0 or under_func()

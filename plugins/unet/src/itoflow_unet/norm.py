@@ -133,5 +133,5 @@ def _gradient(
 
 def transformed() -> bool:
     """Inside torch.compile, torch.jit, torch.func or forward-mode differentiation, which see plain steps only."""
-    read = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    read = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     return read or torch.autograd.forward_ad._current_level >= 0 or under_func()

@@ -93,8 +93,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         raise ModelFileError(
             f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {_MANIFEST}."
         )
-    if not (folder / _MANIFEST).exists() and (folder / "model" / _MANIFEST).is_file():
-        raise ModelFileError(f"{folder} holds a run, not a model: load {folder / 'model'}.")
+    if not (folder / _MANIFEST).exists() and (inside := sorted(folder.glob(f"*/{_MANIFEST}"))):
+        raise ModelFileError(f"No saved model at {folder}, but inside it: {', '.join(str(p.parent) for p in inside)}.")
     _verify(folder)
     saved = _read_json(folder / _RECIPE)
     if not isinstance(saved.get("format"), int) or saved["format"] > FORMAT:

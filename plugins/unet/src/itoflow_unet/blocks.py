@@ -90,7 +90,8 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, ...)."""
         h = x.contiguous()  # positions together, as the products below are fastest
-        h = h if self.norm is None else self.norm(h)
+        if self.norm is not None:
+            h = self.norm(h)
         q, k, v = (rearrange(part, "b (h k) n -> b h n k", h=self.heads) for part in self.qkv(h.flatten(2), parts=3))
         (h,) = self.out(rearrange(attention(q, k, v, backend=self.backend), "b h n k -> b (h k) n"))
         y: Tensor = x + h.unflatten(2, x.shape[2:])

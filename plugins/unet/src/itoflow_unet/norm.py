@@ -77,7 +77,7 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
         shape = x.shape[0], x.shape[1], x[0, 0].numel(), groups, eps
         y, mean, r = torch.native_group_norm(x, weight, bias, *shape)
-        if not bool(((mean * r).abs() <= FAR).all()):
+        if not ((mean * r).abs() <= FAR).all():
             y, mean, r = torch.native_group_norm(x.contiguous(), weight, bias, *shape)
             y = y.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight, bias, mean, r)

@@ -129,12 +129,15 @@ def _tensor(name: str, value: Any, device: torch.device) -> Tensor:
 class Backbone(Spec, ABC):
     """The options of a network, and how to build it.
 
-    The module is called as net(x, t, cond) and returns (B, *S): x (B, *S) of unit variance; t (B,) in [0, 1], of x's
-    dtype, or float32 where that is of half precision; cond a mapping with `class` (B,) int64 and `vector` (B, V) where
-    the data spec has them.
+    The module is called as net(x, t, cond) and returns (B, *S): x (B, *S) of unit variance, by `scale_input`; t (B,) in
+    [0, 1], of x's dtype, or float32 where that is of half precision; cond a mapping with `class` (B,) int64 and
+    `vector` (B, V) where the data spec has them.
     """
 
     kind: ClassVar[str] = "backbone"
+    scale_input: ClassVar[bool] = True
+    """Whether x is divided by its standard deviation for this network. False for one with weights from elsewhere, that
+    were learnt on x as it is."""
 
     @abstractmethod
     def build(self, data: DataSpec) -> nn.Module:

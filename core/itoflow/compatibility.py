@@ -140,7 +140,7 @@ def check_sampler(sampler: Sampler, process: ProcessSpec, parametrization: Param
         _refuse("sampler", sampler, process)
     sampler.check(process)
     if isinstance(sampler, TableSampler):
-        sampler.tabulated(process)
+        sampler.tabulated(process, parametrization.data_std)
     if not parametrization.score and sampler.needs_score(process):
         raise IncompatibleError(
             f"Sampler {type(sampler).__name__} adds noise and so needs the score of {type(process).__name__}'s p_t, "

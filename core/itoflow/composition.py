@@ -70,6 +70,8 @@ def compose(
         raise SpecError(
             f"{type(goal).__name__}.parametrization gives an itoflow.Parametrization. Given: {parametrization!r}."
         )
+    if not network.scale_input:
+        parametrization = parametrization.replace(scale_input=False)
     path = solvable(path, parametrization)
     check_scale(path, spec)
     if steps is not None:

@@ -28,7 +28,7 @@ _FEW = 1 << 16
 
 
 class Request(Protocol):
-    """What one evaluation of a plan gives: `Row` of a sampler's table is one."""
+    """What one evaluation gives: `Row` of a sampler's table is one."""
 
     @property
     def t(self) -> float:
@@ -66,21 +66,6 @@ Evaluate = Callable[[Tensor, Any], Tensor]
 """(x, label) -> (B, *S), one call of the network."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """`Solved` requests and the network that answers them."""
-
-    network: Evaluate
-    solved: Solved
-
-    def __call__(self, i: int, x: Tensor) -> Tensor:
-        """What requests[i] asks for at x (B, *S)."""
-        scale, m_x, m_y = self.solved.scale[i], self.solved.m_x[i], self.solved.m_y[i]
-        y = self.network(x if scale == 1 else x * scale, self.solved.labels[i])
-        h = y if m_y == 1 else y * m_y
-        return h if m_x == 0 else torch.add(h, x, alpha=m_x)
-
-
 class Field(nn.Module, ABC):
     """What samplers, objectives and likelihoods see of a model: (x, t, cond) -> Prediction.
 
@@ -89,29 +74,26 @@ class Field(nn.Module, ABC):
     Arguments:
         process: the process whose p_t the field describes.
         data_std: standard deviation of the data at t = 0, data units.
+        predicts_noise: whether it is learned as noise (or the score), so that the error of x0 grows as sigma / alpha.
     """
 
-    def __init__(self, process: ProcessSpec, data_std: float = 1.0) -> None:
+    def __init__(self, process: ProcessSpec, data_std: float = 1.0, predicts_noise: bool = False) -> None:
         super().__init__()
         self.process = process
         self.data_std = data_std
+        self.predicts_noise = predicts_noise
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Conditions | None = None) -> Prediction:
         """The prediction at x (B, *S), data units, and t () or (B,)."""
 
-    def plan(self, requests: Sequence[Request], like: Tensor, cond: Conditions | None = None) -> Plan:
-        """A plan of evaluations, called as plan(i, x) for requests[i] at x.
+    def evaluator(self, like: Tensor, cond: Conditions | None = None) -> Evaluate:
+        """One evaluation under these conditions, as the labels of `solved` ask for it.
 
         Arguments:
-            requests: times and members, in the order of evaluation.
             like: a tensor with the shape, dtype and device that x will have.
             cond: conditions of the whole run.
         """
-        return Plan(self.evaluator(like, cond), self.solved(requests, like))
-
-    def evaluator(self, like: Tensor, cond: Conditions | None = None) -> Evaluate:
-        """One evaluation under these conditions, as the labels of `solved` ask for it."""
 
         def evaluate(x: Tensor, label: tuple[Request, Tensor]) -> Tensor:
             request, t = label
@@ -124,7 +106,7 @@ class Field(nn.Module, ABC):
         return evaluate
 
     def solved(self, requests: Sequence[Request], like: Tensor) -> Solved:
-        """The requests, for x like this."""
+        """The requests, in the order of evaluation, for x like this."""
         times = torch.tensor([r.t for r in requests], dtype=torch.float64, device=like.device).unbind()
         zeros, ones = [0.0] * len(requests), [1.0] * len(requests)
         return Solved(list(zip(requests, times, strict=True)), ones, zeros, ones)
@@ -137,10 +119,11 @@ class Field(nn.Module, ABC):
 class NetworkField(Field):
     """A network read as a field.
 
-    The network is called as net(x, t, cond): x (B, *S) in the network's own dtype, scaled to unit variance; t (B,) in
-    [0, 1], `process.network_time`, in that dtype, or float32 where it is of half precision; cond a mapping. For a
-    Gaussian process its output is y of equation (1). For a process given by drift and diffusion alone, which say
-    nothing of its variance, x is as it is, and the output is the score or the velocity, as the parametrization says.
+    The network is called as net(x, t, cond): x (B, *S) in the network's own dtype, scaled to unit variance unless the
+    parametrization says no; t (B,) in [0, 1], `process.network_time`, in that dtype, or float32 where it is of half
+    precision; cond a mapping. For a Gaussian process its output is y of equation (1). For a process given by drift and
+    diffusion alone, which say nothing of its variance, x is not scaled, and the output is the score or the velocity, as
+    the parametrization says.
 
     An `InterpolantProcess` with `parametrization.score` has two outputs, E[d_alpha x_0 + d_beta x_1 | x_t] and E[z |
     x_t]: the network is one for data twice as large along the first axis, is given [x, x], and its output is cut in
@@ -156,7 +139,7 @@ class NetworkField(Field):
     """
 
     def __init__(self, net: nn.Module, process: ProcessSpec, parametrization: Parametrization) -> None:
-        super().__init__(process, parametrization.data_std)
+        super().__init__(process, parametrization.data_std, parametrization.prediction in ("eps", "score"))
         self.net = net
         self.parametrization = parametrization
 
@@ -178,7 +161,8 @@ class NetworkField(Field):
 
     def _interpolant(self, k: InterpolantKernel, x: Tensor, times: Tensor, cond: Conditions) -> InterpolantPrediction:
         ends = (k.alpha.square() + k.beta.square()) * self.data_std**2
-        scaled = (x * (ends + k.gamma.square()).rsqrt().to(x.dtype)).to(self._dtype(x))
+        scale = (ends + k.gamma.square()).rsqrt() if self.parametrization.scale_input else torch.ones_like(ends)
+        scaled = (x * scale.to(x.dtype)).to(self._dtype(x))
         if not self.parametrization.score:
             return InterpolantPrediction(self._call(scaled, times, cond).to(x.dtype), None, k)
         velocity, noise = self._call(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)

@@ -102,8 +102,7 @@ def run_table(
         NumericalError: the result is not finite. The run is repeated, with the noise wound back, to find the step. A
             run that a CUDA graph captures is not checked.
     """
-    _check(field, x)
-    check_callback(callback)
+    check_call(field, x, callback)
     compiled = compile and field.solved_by(x) is not None
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return _run(table, field, x, cond, generator, callback, compiled)
@@ -116,7 +115,12 @@ def run_table(
     return u
 
 
-def _check(field: Field, x: Tensor) -> None:
+def check_call(field: Field, x: Tensor, callback: Callback | None) -> None:
+    """Refuse what a sampler cannot be called with.
+
+    Raises:
+        InputError: says what field, x and callback are.
+    """
     if not isinstance(field, Field):
         raise InputError(f"A sampler runs on a Field, of a model `model.field`. Given: {type(field).__name__}.")
     needed = "A sampler starts from a floating tensor (B, *S), x at t_max. Given: "
@@ -124,6 +128,7 @@ def _check(field: Field, x: Tensor) -> None:
         raise InputError(f"{needed}{type(x).__name__}.")
     if not x.ndim or not x.is_floating_point():
         raise InputError(f"{needed}{x.dtype} of shape {tuple(x.shape)}.")
+    check_callback(callback)
 
 
 def _run(

@@ -23,7 +23,7 @@ from itoflow.errors import (
     did_you_mean,
     listing,
 )
-from itoflow.field import Field, kind_of
+from itoflow.field import Field, NetworkField, kind_of
 from itoflow.interpolant import InterpolantProcess
 from itoflow.likelihood import Likelihood, LikelihoodOptions, ODEOptions
 from itoflow.loop import Callback
@@ -43,7 +43,8 @@ class GenerativeModel(nn.Module):
 
     Attributes:
         process, objective, backbone, sampler, data: the specs; sampler may be None, and be set to another, or its name.
-        field: the network read as a `Field`.
+        field: the network read as a `Field`; may be set to one that wraps it.
+        parametrization: what the network's output means.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class GenerativeModel(nn.Module):
         backbone: Backbone,
         sampler: Sampler | None,
         data: DataSpec,
-        field: Field,
+        field: NetworkField,
     ) -> None:
         super().__init__()
         self.process, self.objective, self.backbone = process, objective, backbone
-        self.sampler, self.data = sampler, data
-        self.field = field
+        self.sampler, self.data, self.parametrization = sampler, data, field.parametrization
+        self.field: Field = field
 
     def loss(
         self,
@@ -239,7 +240,7 @@ class GenerativeModel(nn.Module):
         chosen = cast(Sampler, registry.resolve("sampler", named))
         if steps is not None:
             chosen = chosen.with_steps(steps)
-        check_sampler(chosen, self.process, self.objective.parametrization(self.process, self.data))
+        check_sampler(chosen, self.process, self.parametrization)
         return chosen
 
     def _like(self) -> Tensor:

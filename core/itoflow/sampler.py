@@ -19,7 +19,7 @@ from torch import Tensor
 from itoflow.errors import IncompatibleError, InputError, OptionError, SpecError
 from itoflow.field import Field
 from itoflow.grids import custom_grid, optimal_reaches, time_grid
-from itoflow.loop import Callback, run_table
+from itoflow.loop import Callback, check_call, run_table
 from itoflow.noise import Generators
 from itoflow.process import GaussianProcess, GridName, ProcessSpec
 from itoflow.spec import Spec
@@ -58,6 +58,16 @@ class Sampler(Spec, ABC):
             IncompatibleError: the process is not what the sampler requires.
             NumericalError: the state became non-finite; names sampler, time and step.
         """
+
+    def check_call(self, field: Field, x: Tensor, callback: Callback | None = None) -> None:
+        """Refuse what this sampler cannot be called with: the first line of every `__call__`.
+
+        Raises:
+            InputError: field, x or callback is not what it should be.
+            IncompatibleError: says which class of process the sampler needs.
+        """
+        check_call(field, x, callback)
+        self.check(field.process)
 
     def check(self, process: ProcessSpec) -> None:
         """Refuse a process that this sampler cannot run on.
@@ -169,7 +179,7 @@ class TableSampler(Sampler):
         callback: Callback | None = None,
     ) -> Tensor:
         """x at data time: the table of the field's process, run by `itoflow.loop.run_table`."""
-        self.check(field.process)
+        self.check_call(field, x, callback)
         table = self.tabulated(field.process, field.data_std)
         name = type(self).__name__
         return run_table(table, field, x, cond, generator=generator, callback=callback, name=name, compile=self.compile)

@@ -1,4 +1,4 @@
-"""Fields: the plan of a network equals its forward path, and predictions say what they do not determine."""
+"""Fields: what is solved ahead equals the forward path, and predictions say what they do not determine."""
 
 from __future__ import annotations
 
@@ -48,10 +48,20 @@ def unfolded(field, row, x):
     return value - row.eta**2 / 2 * prediction.score if row.eta else value
 
 
+def planned(field, rows, x, cond=None):
+    """Row i at x, by what is solved for all rows at once."""
+    network, solved = field.evaluator(x, cond), field.solved(rows, x)
+
+    def answer(i, x):
+        return solved.m_x[i] * x + solved.m_y[i] * network(solved.scale[i] * x, solved.labels[i])
+
+    return answer
+
+
 @pytest.mark.parametrize("process", [Preserving(), Exploding(), Straight()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("std", [1.0, 0.4])
-def test_plan_equals_the_forward_path(process, prediction, std):
+def test_what_is_solved_ahead_equals_the_forward_path(process, prediction, std):
     parametrization = Parametrization(prediction=prediction, data_std=std)
     process = solvable(process, parametrization)
     field, x = (
@@ -59,7 +69,7 @@ def test_plan_equals_the_forward_path(process, prediction, std):
         torch.randn(3, 2, dtype=torch.float64, generator=seeded(0)),
     )
     rows = requests(process)
-    plan = field.plan(rows, x, COND)
+    plan = planned(field, rows, x, COND)
     for i, row in enumerate(rows):
         torch.testing.assert_close(
             plan(i, x), unfolded(field, row, x), rtol=1e-9, atol=1e-9, msg=lambda m, r=row: f"{r}: {m}"
@@ -67,11 +77,11 @@ def test_plan_equals_the_forward_path(process, prediction, std):
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "score"])
-def test_plan_equals_the_forward_path_of_a_process_that_is_not_gaussian(prediction):
+def test_what_is_solved_ahead_equals_the_forward_path_of_a_process_that_is_not_gaussian(prediction):
     field = NetworkField(Net(), Undeclared(), Parametrization(prediction=prediction))
     x = torch.randn(3, 2, dtype=torch.float64, generator=seeded(0))
     rows = requests(field.process, ("velocity", "strong"))
-    plan = field.plan(rows, x, COND)
+    plan = planned(field, rows, x, COND)
     for i, row in enumerate(rows):
         torch.testing.assert_close(plan(i, x), unfolded(field, row, x), rtol=1e-9, atol=1e-9)
 
@@ -81,9 +91,9 @@ def test_the_network_runs_in_its_own_dtype_and_the_field_in_that_of_x(net_dtype)
     field = NetworkField(Net(net_dtype), Preserving(), Parametrization(prediction="v"))
     x = torch.randn(3, 2, generator=seeded(0))
     rows = [Row(0.5, out="x0")]
-    for value in (field(x, torch.tensor(0.5), COND).x0, field.plan(rows, x, COND)(0, x)):
+    for value in (field(x, torch.tensor(0.5), COND).x0, planned(field, rows, x, COND)(0, x)):
         assert value.dtype == torch.float32
-    torch.testing.assert_close(field.plan(rows, x, COND)(0, x), field(x, torch.tensor(0.5), COND).x0)
+    torch.testing.assert_close(planned(field, rows, x, COND)(0, x), field(x, torch.tensor(0.5), COND).x0)
 
 
 def test_one_time_per_row_equals_each_row_alone():
@@ -138,7 +148,7 @@ def test_what_is_not_determined_is_an_error_that_names_it():
             getattr(prediction, member)
 
 
-def test_a_field_without_a_plan_of_its_own_is_evaluated_as_it_is():
+def test_a_field_that_solves_nothing_ahead_is_evaluated_as_it_is():
     class Wrapped(Field):
         def __init__(self, inner):
             super().__init__(inner.process, inner.data_std)
@@ -149,6 +159,6 @@ def test_a_field_without_a_plan_of_its_own_is_evaluated_as_it_is():
 
     field, x = Wrapped(gaussian(Preserving())), torch.randn(3, 2, dtype=torch.float64, generator=seeded(0))
     rows = requests(field.process)
-    plan = field.plan(rows, x)
+    plan = planned(field, rows, x)
     for i, row in enumerate(rows):
         torch.testing.assert_close(plan(i, x), unfolded(field, row, x))

@@ -56,7 +56,7 @@ class Watched(Field):
     """
 
     def __init__(self, inner: Field, broken_below: float = -1.0) -> None:
-        super().__init__(inner.process, inner.data_std)
+        super().__init__(inner.process, inner.data_std, inner.predicts_noise)
         self.inner, self.broken_below = inner, broken_below
         self.calls, self.conditions = 0, list[Conditions | None]()
 

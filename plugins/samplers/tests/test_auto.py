@@ -177,7 +177,9 @@ def test_networks_that_predict_noise_get_times_in_log_snr(prediction, grid):
 
     field = NetworkField(Net(), Preserving(), Parametrization(prediction=prediction))
     x = torch.randn(4, 3, generator=seeded(0))
-    torch.testing.assert_close(Auto(steps=12)(field, x), Auto(steps=12, grid=grid)(field, x), rtol=0, atol=0)
+    made = Auto(steps=12)(field, x)
+    torch.testing.assert_close(made, Auto(steps=12, grid=grid)(field, x), rtol=0, atol=0)
+    torch.testing.assert_close(Auto(steps=12)(Watched(field), x), made, rtol=1e-4, atol=1e-4)  # also when wrapped
 
 
 def test_stored_methods_are_consistent():

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from itoflow import GaussianProcess, OptionError
+from itoflow import GaussianProcess, OptionError, Table
 from itoflow.grids import time_grid
 from itoflow.loop import run_table
 from itoflow.testing import GaussianOracle, fitted_order
@@ -17,8 +17,10 @@ from itoflow.testing.assertions import expect_moments
 from itoflow.testing.problems import Preserving, gaussian, mixture, seeded
 from itoflow.testing.samplers import Watched
 from itoflow_samplers.ddim import DDIM, Ancestral
+from itoflow_samplers.multistep import ExponentialAdams
 from itoflow_samplers.ode import Euler, Heun
-from itoflow_samplers.predictor_corrector import PredictorCorrector
+from itoflow_samplers.predictor_corrector import PredictorCorrector, langevin
+from itoflow_samplers.sa_solver import StochasticAdams
 from itoflow_samplers.sde import EulerMaruyama, ReverseDiffusion
 
 
@@ -174,9 +176,8 @@ def test_order_of_convergence(sampler, order):
     assert order - 0.2 < fitted_order(sampler) < order + 0.4
 
 
-@pytest.mark.parametrize("norms", ["expected", "batch"])
 @pytest.mark.parametrize("start", [1.0, 3.0])
-def test_the_corrector_keeps_p_t_and_leads_to_it(norms, start):
+def test_the_corrector_keeps_p_t_and_leads_to_it(start):
     """Langevin steps alone at one time, from draws of p_t and from draws three times too wide.
 
     8000 draws, 5 standard errors; the step's own bias, e / 2 V, is below 4 per cent of the variance.
@@ -185,23 +186,40 @@ def test_the_corrector_keeps_p_t_and_leads_to_it(norms, start):
     oracle = gaussian(process)
     mean, covariance = oracle.moments(t)
     sigma = float(process.sigma(at(t)))
-    sampler, generator = PredictorCorrector(norms=norms), seeded(1)
+    table = Table((langevin(t, sigma, PredictorCorrector().snr),) * 150)
     x = mean + start * (oracle.sample(8000, t, generator=seeded(0)) - mean)
-    for _ in range(150):
-        z = torch.randn(x.shape, dtype=torch.float64, generator=generator)
-        x = sampler._langevin(x, oracle(x, at(t)).eps, z, sigma, 1.0)
+    x = run_table(table, oracle, x, generator=seeded(1))
     expect_moments(x, mean, covariance, "the corrector", relative=0.04)
 
 
 def test_corrector_step_is_that_of_algorithm_4():
-    """e = 2 m^2 (r |z| / |score|)^2 with norms averaged over the batch; x + e score + sqrt(2 e) z."""
-    x, eps, z = (torch.randn(5, 3, dtype=torch.float64, generator=seeded(i)) for i in range(3))
+    """e = 2 m^2 (r |z| / |score|)^2 and x + e score + sqrt(2 e) z, with norms as they are expected: |z| = sqrt(D)."""
+    x, z = (torch.randn(1, 64, dtype=torch.float64, generator=seeded(i)) for i in range(2))
     sigma, m, r = 0.7, 0.9, 0.2
+    z, eps = z * 8 / z.norm(), x * 8 / x.norm()
     score = -eps / sigma
-    size = 2 * m**2 * (r * z.norm(dim=1).mean() / score.norm(dim=1).mean()) ** 2
-    expected = x + size * score + (2 * size).sqrt() * z
-    got = PredictorCorrector(snr=r, norms="batch")._langevin(x, eps, z, sigma, m)
-    torch.testing.assert_close(got, expected)
+    size = 2 * m**2 * (r * z.norm() / score.norm()) ** 2
+    row = langevin(0.5, sigma, m * r)
+    torch.testing.assert_close(x + row.b[0] * eps + row.c * z, x + size * score + (2 * size).sqrt() * z)
+
+
+@pytest.mark.parametrize(
+    "predictor",
+    [
+        EulerMaruyama(steps=40),
+        Ancestral(steps=40, noise="brownian"),
+        ExponentialAdams(order=1, steps=40),
+        StochasticAdams(order=1, steps=40),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_without_correctors_it_is_the_predictor(predictor):
+    """Whatever the predictor's rows hold: strengths, clocks, shares of the network's input."""
+    oracle = gaussian(Preserving())
+    x = oracle.sample(5, 1.0, generator=seeded(0))
+    alone = predictor(oracle, x, generator=seeded(1))
+    corrected = PredictorCorrector(predictor=predictor, corrector_steps=0)(oracle, x, generator=seeded(1))
+    torch.testing.assert_close(corrected, alone, rtol=0, atol=0)
 
 
 def test_predictor_corrector_costs_and_refuses_what_it_says():
@@ -212,3 +230,5 @@ def test_predictor_corrector_costs_and_refuses_what_it_says():
     assert watched.calls == 5 + 2 * 4  # no correction after the last step
     with pytest.raises(OptionError, match="one evaluation a step; Heun takes more"):
         PredictorCorrector(predictor=Heun()).check(process)
+    with pytest.raises(OptionError, match="ExponentialAdams takes more, or looks back"):
+        PredictorCorrector(predictor=ExponentialAdams(order=2)).check(process)

@@ -19,7 +19,7 @@ from itoflow_samplers.churn import Churn
 from itoflow_samplers.ddim import Ancestral
 from itoflow_samplers.frames import points
 from itoflow_samplers.multistep import ExponentialAdams
-from itoflow_samplers.predictor_corrector import PredictorCorrector
+from itoflow_samplers.predictor_corrector import PredictorCorrector, langevin
 from itoflow_samplers.sa_solver import SASolver, StochasticAdams
 from itoflow_samplers.sde import EulerMaruyama, ReverseDiffusion
 from itoflow_samplers.sde_dpm_solver import SDEDPMSolver
@@ -304,11 +304,10 @@ def test_more_steps_converge_to_one_path(sampler, process):
 def test_a_langevin_step_holds_a_gaussian_at_half_its_size_too_much(variance):
     """x <- (1 - e/V) x + sqrt(2 e) z holds the variance V / (1 - e / (2 V)) = V + e/2 + O(e^2)."""
     sigma, m = 0.4, 0.9
-    corrector = PredictorCorrector()
-    unit, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    kept = float(corrector._langevin(unit, sigma / variance * unit, zero, sigma, m))  # eps = -sigma score
-    added = float(corrector._langevin(zero, zero, unit, sigma, m))
-    e = 2 * (m * corrector.snr * sigma) ** 2
+    snr = PredictorCorrector().snr
+    row = langevin(0.5, sigma, m * snr)
+    kept, added = 1 + row.b[0] * sigma / variance, row.c  # eps = -sigma score
+    e = 2 * (m * snr * sigma) ** 2
     assert added**2 / (1 - kept**2) == pytest.approx(variance / (1 - e / (2 * variance)), rel=1e-12)
     assert added**2 / (1 - kept**2) - variance == pytest.approx(e / 2, rel=e / variance)
 

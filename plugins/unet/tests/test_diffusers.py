@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from itoflow import DataSpec, IncompatibleError, ModelFileError
+import itoflow
+from itoflow import DataSpec, IncompatibleError, ModelFileError, Objective, Parametrization
+from itoflow.parametrization import PredictionName
+from itoflow.testing.problems import Exploding, Preserving
 from itoflow_unet.checkpoint import Checkpoint, save_checkpoint
 from itoflow_unet.diffusers_config import from_config, to_config
 from itoflow_unet.diffusers_weights import from_state, to_state
@@ -217,6 +220,34 @@ def test_folders_both_ways(tmp_path, name):
     with torch.no_grad():
         assert torch.equal(loaded(x, t, cond), ours.eval()(x, t, cond))
         assert torch.equal(call(read.eval(), spec, data, x, t), call(theirs.eval(), spec, data, x, t))
+
+
+class Learned(Objective):
+    """That the weights were learned by: what they predict."""
+
+    prediction: PredictionName = "eps"
+
+    def parametrization(self, process, data):
+        return Parametrization(prediction=self.prediction, data_std=data.std)
+
+    def __call__(self, field, x0, cond=None, *, generator=None):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("name", "process", "member"), [("ddpm", Preserving(), "eps"), ("ncsnpp", Exploding(), "score")]
+)
+def test_composed_it_sees_x_as_it_is(tmp_path, name, process, member):
+    """Whatever the standard deviation of the data, and of x: the weights were learned on x itself."""
+    theirs, _, spec, data = pair(CONFIGS[name])
+    theirs.save_pretrained(tmp_path)
+    backbone, data = Checkpoint(path=str(tmp_path)), data.replace(std=0.5)
+    model = itoflow.compose(process=process, objective=Learned(prediction=member), backbone=backbone, data=data)
+    x, t, _ = inputs(data)
+    x = x * model.process.kernel(t, x.ndim).sigma.float()
+    with torch.no_grad():
+        expected = call(theirs, spec, data, x, model.process.network_time(t).float())
+        assert relative(getattr(model.eval().field(x, t), member), expected) < 1e-5
 
 
 def test_old_names_of_attention():

@@ -107,7 +107,7 @@ class AdaptiveSolver(Sampler, ABC):
         callback: Callback | None = None,
     ) -> Tensor:
         """x at data time from x (B, *S) at t_max; the callback sees the state that entered the next evaluation."""
-        self.check(field.process)
+        self.check_call(field, x, callback)
         process = field.process
         watched = _ProbabilityFlow(field, cond, callback)
         t_end, denoised = process.t_min, self.denoise and isinstance(process, GaussianProcess)

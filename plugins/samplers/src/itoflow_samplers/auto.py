@@ -47,7 +47,6 @@ from annotated_types import Ge
 from torch import Tensor
 
 from itoflow import Field, GaussianProcess, ProcessSpec, Row, Table, TableSampler
-from itoflow.field import NetworkField
 from itoflow.grids import between, evened, run_length
 from itoflow.loop import Callback
 from itoflow.noise import Generators
@@ -87,7 +86,7 @@ class Auto(TableSampler):
     """Number of network evaluations."""
     grid: GridOption = "auto"
     """`auto` is `optimal`, for which the corrections are, or for noise `log-snr`; without corrections, as any other."""
-    noise: bool | None = None
+    predicts_noise: bool | None = None
     """Whether the network predicts noise, or the score; None is what the field says, or false for a table by itself."""
 
     def table(self, process: ProcessSpec) -> Table:
@@ -96,7 +95,7 @@ class Auto(TableSampler):
             times, ending = self.times(process)
             return Table((*multistep_rows(process, times, Frame("velocity"), "own", 2), *ending))
         std = self.scale
-        chosen = ("log-snr" if self.noise else "optimal") if self.grid == "auto" else self.grid
+        chosen = ("log-snr" if self.predicts_noise else "optimal") if self.grid == "auto" else self.grid
         sampler = self.replace(grid=chosen)
         times, ending = sampler.times(process)
         knots = points(process, times)
@@ -124,14 +123,11 @@ class Auto(TableSampler):
         callback: Callback | None = None,
     ) -> Tensor:
         """x at data time from x at prior time; see `itoflow.Sampler`."""
-        if self.noise is None:
-            known = self.replace(noise=_predicts_noise(field))
+        self.check_call(field, x, callback)
+        if self.predicts_noise is None:
+            known = self.replace(predicts_noise=field.predicts_noise)
             return known(field, x, cond, generator=generator, callback=callback)
         return super().__call__(field, x, cond, generator=generator, callback=callback)
-
-
-def _predicts_noise(field: Field) -> bool:
-    return isinstance(field, NetworkField) and field.parametrization.prediction in ("eps", "score")
 
 
 def _rows(process: ProcessSpec, knots: list[Point], frame: Frame, method: Method) -> list[Row]:

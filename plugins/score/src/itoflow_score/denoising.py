@@ -71,7 +71,7 @@ class DenoisingScoreMatching(Objective):
         Warns, by an `ItoflowWarning`, where log-normal times hardly reach noise as large as the data.
         """
         if self.times == "log-normal":
-            _check_reach(type(self).__name__, self.log_sigma_mean, self.log_sigma_std, data.std)
+            self._check_reach(data.std)
         return Parametrization(prediction=self.prediction, data_std=data.std)
 
     def __call__(
@@ -116,17 +116,16 @@ class DenoisingScoreMatching(Objective):
             case "importance":
                 return _importance(self, process, data_std).times(u)
 
-
-@lru_cache(maxsize=32)  # once, though every draw of a model asks for the parametrization
-def _check_reach(name: str, mean: float, std: float, data_std: float) -> None:
-    if abs(math.log(data_std) - mean) > _REACH * std:
-        warnings.warn(
-            f"{name}(log_sigma_mean={mean:g}, log_sigma_std={std:g}) trains at noise near {math.exp(mean):.2g} data "
-            f"units, and hardly ever beyond that of the data, of standard deviation {data_std:g}. "
-            f"For such data use log_sigma_mean={math.log(data_std) - 0.5:.1f}.",
-            ItoflowWarning,
-            stacklevel=4,
-        )
+    def _check_reach(self, data_std: float) -> None:
+        mean, std = self.log_sigma_mean, self.log_sigma_std
+        if abs(math.log(data_std) - mean) > _REACH * std:
+            warnings.warn(
+                f"{type(self).__name__}(log_sigma_mean={mean:g}, log_sigma_std={std:g}) trains at noise near "
+                f"{math.exp(mean):.2g} data units, and hardly ever beyond that of the data, of standard deviation "
+                f"{data_std:g}. For such data use log_sigma_mean={math.log(data_std) - 0.5:.1f}.",
+                ItoflowWarning,
+                stacklevel=4,
+            )
 
 
 @lru_cache(maxsize=32)

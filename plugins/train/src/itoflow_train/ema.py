@@ -21,6 +21,7 @@ def moving_average(module: nn.Module, decay: float) -> AveragedModel:
     @torch.no_grad()
     def average(averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
         n = int(count)
-        torch._foreach_lerp_(list(averages), list(weights), 1 - min(decay, (1 + n) / (10 + n)))
+        for mean, weight in zip(averages, weights, strict=True):
+            mean.lerp_(weight, 1 - min(decay, (1 + n) / (10 + n)))
 
     return AveragedModel(module, multi_avg_fn=average, use_buffers=False)

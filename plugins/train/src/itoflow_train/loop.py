@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from itoflow import GenerativeModel, InputError, NumericalError, compose
+from itoflow import GenerativeModel, InputError, NetworkField, NumericalError, compose
 from itoflow_train.ema import moving_average
 from itoflow_train.recipe import Recipe, TrainingOptions
 from itoflow_train.run import Run
@@ -141,8 +141,7 @@ def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]
     ]
 
 
-def _averaged(model: GenerativeModel, field: torch.nn.Module) -> GenerativeModel:
+def _averaged(model: GenerativeModel, field: NetworkField) -> GenerativeModel:
     """The model with the averaged field, apart from the one in training."""
-    averaged = copy.copy(model)
-    averaged._modules = {**model._modules, "field": copy.deepcopy(field)}
-    return averaged.eval()
+    parts = model.process, model.objective, model.backbone, model.sampler, model.data
+    return GenerativeModel(*parts, copy.deepcopy(field)).eval()

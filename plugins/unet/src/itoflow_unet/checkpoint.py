@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import FiniteFloat
 from safetensors import SafetensorError
@@ -24,8 +24,10 @@ class Checkpoint(Backbone):
     """The U-Net of a checkpoint of diffusers in a local folder, e.g. of google/ddpm-cifar10-32.
 
     A network of this family predicts eps and sees the step number time_scale t + time_shift; one with Fourier features
-    predicts the score and sees the noise level exp(time_scale t + time_shift).
+    predicts the score and sees the noise level exp(time_scale t + time_shift). Either sees x as it is, not scaled.
     """
+
+    scale_input: ClassVar[bool] = False
 
     path: str
     """The folder with config.json and the weights as safetensors, or that of a pipeline with the subfolder unet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from typing import Self, TextIO
 
 from torch import Tensor
 
@@ -64,19 +64,32 @@ class Trajectory:
 class Progress:
     """One line that is rewritten: network calls made, of how many, and the time of the process.
 
+    A context, at whose end the line does, where the number of calls is not known ahead or a run fails.
+
     Arguments:
         stream: where to; None is standard error.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream
+        self.stream, self._open = stream, False
 
     def __call__(self, step: Step) -> None:
         """After a network call."""
-        stream, made = self.stream or sys.stderr, step.index + 1
+        made, self._open = step.index + 1, step.index + 1 != step.calls
         total = "" if step.calls is None else f"/{step.calls} [{'#' * (20 * made // step.calls):20s}]"
-        end = "\n" if made == step.calls else ""
-        stream.write(f"\rsampling {made}{total} t = {step.t:.4f}{end}")
+        self._write(f"\rsampling {made}{total} t = {step.t:.4f}" + ("" if self._open else "\n"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._open:
+            self._write("\n")
+            self._open = False
+
+    def _write(self, text: str) -> None:
+        stream = self.stream or sys.stderr
+        stream.write(text)
         stream.flush()
 
 

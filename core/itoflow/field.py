@@ -129,6 +129,8 @@ class NetworkField(Field):
     x_t]: the network is one for data twice as large along the first axis, is given [x, x], and its output is cut in
     two. So any backbone can have two heads.
 
+    A subclass may override `forward`, say for guidance; samplers then call it like that of any other field.
+
     Arguments:
         net: the network.
         process: its process.
@@ -180,7 +182,7 @@ class NetworkField(Field):
 
     def evaluator(self, like: Tensor, cond: Conditions | None = None) -> Evaluate:
         """The network as it is, or between conversions to its own dtype."""
-        if not isinstance(self.process, GaussianProcess):
+        if not self._solvable:
             return super().evaluator(like, cond)
         net, conditions, dtype = self.net, cond or {}, self._dtype(like)
 
@@ -195,8 +197,9 @@ class NetworkField(Field):
 
     def solved(self, requests: Sequence[Request], like: Tensor) -> Solved:
         """The solve of equation (2) folded to two numbers per request, computed once in float64."""
-        if not isinstance(self.process, GaussianProcess):
+        if not self._solvable:
             return super().solved(requests, like)
+        assert isinstance(self.process, GaussianProcess)
         if not self.parametrization.score and any(r.eta for r in requests):
             raise UndefinedError("These ends were coupled in training, so that no score is known. Use a strength of 0.")
         t = torch.tensor([r.t for r in requests], dtype=torch.float64)
@@ -217,9 +220,14 @@ class NetworkField(Field):
 
     def solved_by(self, like: Tensor) -> Hashable:
         """Process, parametrization, and what labels look like."""
-        if not isinstance(self.process, GaussianProcess):
+        if not self._solvable:
             return None
         return self.process, self.parametrization, self._dtype(like), like.device, len(like)
+
+    @property
+    def _solvable(self) -> bool:
+        """Whether equation (2) says what `forward` does."""
+        return isinstance(self.process, GaussianProcess) and type(self).forward is NetworkField.forward
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         """The network's own floating dtype."""

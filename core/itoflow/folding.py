@@ -108,9 +108,13 @@ def folded(table: Table, field: Field, like: Tensor) -> Folded:
 
 
 def kept(table: Table, field: Field, like: Tensor, make: Callable[[], T]) -> T:
-    """What `make` computes of a table for a field and a state like this, kept with the table where that is safe."""
+    """What `make` computes of a table for a field and a state like this, kept with the table where that is safe.
+
+    Never as inference tensors, which no run outside inference mode could use.
+    """
     by = field.solved_by(like)
-    return make() if by is None else table.keep((make.__qualname__, by, like.dtype), make)
+    with torch.inference_mode(False):
+        return make() if by is None else table.keep((make.__qualname__, by, like.dtype), make)
 
 
 def sums(table: Table, solved: Solved) -> list[Sum]:

@@ -37,8 +37,9 @@ from itoflow.errors import IncompatibleError, InputError
 from itoflow.process import GaussianProcess, GridName, ProcessSpec
 
 LOG_SNR_LIMIT = 20.0
-"""Grids in the log signal-to-noise ratio clip it to +-20 where an end of the process has an infinite one; `logit`
-clips log(t / (1 - t)) to +-10, which is the same on a straight line."""
+"""Grids in the log signal-to-noise ratio clip it to +-20, beyond which nothing happens to data of a deviation near 1;
+from there one step leads to an end of the process that lies beyond, infinite or not. `logit` clips log(t / (1 - t)) to
++-10, which is the same on a straight line."""
 
 
 def time_grid(
@@ -75,7 +76,14 @@ def time_grid(
                 "none. Use 'uniform', 'quadratic', or times of your own."
             )
         ends = torch.tensor([process.t_max, process.t_min], dtype=torch.float64)
-        start, end = process.log_snr(ends).clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).tolist()
+        snr = process.log_snr(ends)
+        start, end = snr.clamp(-LOG_SNR_LIMIT, LOG_SNR_LIMIT).tolist()
+        if grid != "optimal" and not start < end:
+            raise InputError(
+                f"Grid {grid!r} divides a log signal-to-noise ratio between -{LOG_SNR_LIMIT:g} and {LOG_SNR_LIMIT:g}; "
+                f"that of {process!r} goes from {snr[0]:.3g} to {snr[1]:.3g}. Give the data in a unit near their "
+                "deviation, or use 'uniform'."
+            )
         if grid == "optimal":
             log_snr = _optimal_log_snr(process, knots - 1, data_std)
         elif grid == "log-snr":
@@ -231,16 +239,17 @@ def _optimal_log_snr(process: GaussianProcess, n: int, data_std: float) -> torch
     return torch.tensor([2 * math.log(max(math.sinh(v), 1e-300) / data_std) for v in w], dtype=torch.float64)
 
 
-def custom_grid(process: ProcessSpec, times: tuple[float, ...], knots: int) -> tuple[float, ...]:
-    """The user's own times, checked against the process and the number of steps.
+def custom_grid(process: ProcessSpec, times: tuple[float, ...], knots: int, steps: int) -> tuple[float, ...]:
+    """The user's own times, checked against the process and the number of steps, which needs `knots` of them.
 
     Raises:
         InputError: the wrong number of times, not numbers, not decreasing, or outside [t_min, t_max].
     """
     if len(times) != knots:
+        fitting = steps + len(times) - knots
         raise InputError(
-            f"This sampler and process need {knots} times in `grid`, {len(times)} are given. "
-            "Set `steps` to match: one step per time, and without denoising one more time than steps."
+            f"With steps = {steps} this sampler and process need {knots} times in `grid`, {len(times)} are given. "
+            + (f"For these times use steps = {fitting}." if fitting >= 1 else f"Give at least {knots - steps + 1}.")
         )
     if not all(math.isfinite(t) for t in times):
         raise InputError(f"Times must be numbers. Given: {times}.")

@@ -11,13 +11,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from itoflow.brownian import Noise
 from itoflow.compiled import Weighed, compiled_step, weighed
-from itoflow.errors import InputError, NumericalError, UndefinedError
+from itoflow.errors import InputError, NumericalError, SpecError, UndefinedError
 from itoflow.field import Evaluate, Field, Solved
 from itoflow.folding import Folded, folded
 from itoflow.noise import Generators, restore, states
@@ -101,6 +102,7 @@ def run_table(
         InputError: field, x or callback is not what it should be.
         NumericalError: the result is not finite. The run is repeated, with the noise wound back, to find the step. A
             run that a CUDA graph captures is not checked.
+        SpecError: the network changes its input in place.
     """
     check_call(field, x, callback)
     compiled = compile and field.solved_by(x) is not None
@@ -110,7 +112,7 @@ def run_table(
     u = _run(table, field, x, cond, generator, callback, compiled)
     if not bool(torch.isfinite(u).all()):
         restore(generator, x, start)
-        _run(table, field, x, cond, generator, _raise_at_first(name))
+        _run(table, field, x, cond, generator, None, locate=name)
         raise NumericalError(f"Sampler {name} ended with values that are not finite; a second run did not.")
     return u
 
@@ -139,10 +141,13 @@ def _run(
     generator: Generators,
     callback: Callback | None,
     compiled: bool = False,
+    locate: str | None = None,
 ) -> Tensor:
     fold = weighed(table, field, x) if compiled else folded(table, field, x)
     network, noise = field.evaluator(x, cond), Noise(generator, [row.clock for row in table.rows], like=x)
-    show = None if callback is None else _Show(callback, table.rows, fold.solved, field)
+    show: Show | None = None if callback is None else _Show(callback, table.rows, fold.solved, field)
+    if locate is not None:
+        show = _Locate(locate, table.rows)
     if isinstance(fold, Weighed):
         return _run_compiled(fold, network, x, noise, show)
     u = x.clone(memory_format=torch.contiguous_format)
@@ -151,7 +156,7 @@ def _run(
     return _run_without_history(fold, network, u, noise, show)
 
 
-def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: _Show | None) -> Tensor:
+def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: Show | None) -> Tensor:
     """Equation (1); u holds u / s."""
     used = torch.empty_like(u)
     z = torch.empty_like(u) if any(step.r for step in fold.steps) else used
@@ -162,7 +167,7 @@ def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Nois
         v = torch.mul(u, p, out=used) if apart or show is not None else u
         if r:
             v.add_(noise.draw(i, z), alpha=r)
-        y = network(v, label)
+        y = network(v, label) if i else _first(network, v, label)
         if keep == 1:
             u.add_(y, alpha=b)
         elif keep == 0:  # not 0 u + b y: u may be larger than 1 / rounding
@@ -177,7 +182,7 @@ def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Nois
     return u if s == 1 else u.mul_(s)
 
 
-def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: _Show | None) -> Tensor:
+def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: Show | None) -> Tensor:
     """Equation (2); one more row of the matrix is for v until the call is made, and then for z."""
     rows = torch.zeros(fold.slots + 1, u.numel(), dtype=u.dtype, device=u.device)
     slots, flat, history, all_rows = [row.view(u.shape) for row in rows], u.view(-1), rows[:-1].t(), rows.t()
@@ -200,7 +205,7 @@ def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, 
                 u.add_(slot, alpha=early)
         else:
             v = torch.mul(u, p_tensor, out=used) if apart or show is not None else u
-        y = network(v, label)
+        y = network(v, label) if i else _first(network, v, label)
         if by_v == 0:
             slot.copy_(y)
         elif by_y == 1:
@@ -220,7 +225,7 @@ def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, 
     return u
 
 
-def _run_compiled(steps: Weighed, network: Evaluate, x: Tensor, noise: Noise, show: _Show | None) -> Tensor:
+def _run_compiled(steps: Weighed, network: Evaluate, x: Tensor, noise: Noise, show: Show | None) -> Tensor:
     """Equation (2) by `itoflow.compiled.step`."""
     advance = compiled_step()
     u, slots = x.contiguous(), [torch.zeros_like(x) for _ in steps.orders[0]]
@@ -235,6 +240,28 @@ def _run_compiled(steps: Weighed, network: Evaluate, x: Tensor, noise: Noise, sh
     return u
 
 
+def _first(network: Evaluate, x: Tensor, label: Any) -> Tensor:
+    """The first call of a run, checked: what it is given is used again, the times in the next run too.
+
+    Raises:
+        SpecError: the network changed x or t in place.
+    """
+    given = {"x": x, "t": label} if isinstance(label, Tensor) else {"x": x}
+    before = {name: value._version for name, value in given.items() if not value.is_inference()}
+    y = network(x, label)
+    changed = [name for name, version in before.items() if given[name]._version != version]
+    if changed:
+        raise SpecError(
+            f"The network changes its input {' and '.join(changed)} in place (an operation with inplace=True, or whose "
+            "name ends in _). Let its first operation make a new tensor, e.g. x = x * 2 instead of x *= 2."
+        )
+    return y
+
+
+Show = Callable[[int, Tensor, Tensor, Tensor], None]
+"""After call i: the state x, the network's input v as it took it, and its output y."""
+
+
 class _Show:
     """Calls a callback."""
 
@@ -242,7 +269,7 @@ class _Show:
         self.callback, self.rows, self.solved, self.field = callback, rows, solved, field
 
     def __call__(self, i: int, x: Tensor, v: Tensor, y: Tensor) -> None:
-        """After call i: the state x, the network's input v as it took it, and its output y."""
+        """See `Show`."""
         row, solved = self.rows[i], self.solved
 
         def estimate() -> Tensor:
@@ -273,12 +300,18 @@ def x0_estimate(field: Field, row: Row, v: Tensor, h: Tensor) -> Tensor:
     return GaussianPrediction(v, h, k, a, b).x0
 
 
-def _raise_at_first(name: str) -> Callback:
-    def check(step: Step) -> None:
-        if not bool(torch.isfinite(step.x).all()):
-            raise NumericalError(
-                f"Sampler {name} got values that are not finite at step {step.index + 1} of {step.calls}, "
-                f"t = {step.t:.6g}. The network's output there is not finite, or its scale is beyond this dtype."
-            )
+class _Locate:
+    """Raises at the first value that is not finite."""
 
-    return check
+    def __init__(self, name: str, rows: Sequence[Row]) -> None:
+        self.name, self.rows = name, rows
+
+    def __call__(self, i: int, x: Tensor, v: Tensor, y: Tensor) -> None:
+        """See `Show`."""
+        found = {"the network's input": v, "the network's output": y, "the state after it, too large for its dtype": x}
+        for what, value in found.items():
+            if not bool(torch.isfinite(value).all()):
+                raise NumericalError(
+                    f"Sampler {self.name} got values that are not finite at step {i + 1} of {len(self.rows)} (steps of "
+                    f"one network evaluation), t = {self.rows[i].t:.6g}: {what}."
+                )

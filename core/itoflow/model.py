@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Unpack, cast
 
@@ -135,7 +135,7 @@ class GenerativeModel(nn.Module):
             n: how many; taken from x where that is given.
             cond: conditions; one value is used for all samples, n values one each.
             x: where to start, (n, *S): the far end of a process between two data sets, which needs it; for any other
-                process x at t_max, in place of a draw from the prior.
+                process x at t_max, or at the first of the sampler's own times, in place of a draw from the prior.
             sampler: a name, a mapping with `name`, or a sampler; None is the model's own, or else the one named
                 `auto` among those installed.
             steps: overrides the sampler's number of steps.
@@ -145,19 +145,24 @@ class GenerativeModel(nn.Module):
 
         Raises:
             InputError: n below 1, x missing or not what the data spec says, conditions that do not fit, a callback that
-                cannot be called, steps for a sampler without steps, or no sampler at all and none installed as `auto`.
+                cannot be called, steps for a sampler without steps, times that start below t_max without an x, or no
+                sampler at all and none installed as `auto`.
             OptionError: steps below 1.
             IncompatibleError: the sampler cannot run on this process, or needs a score where none is known.
             NumericalError: values became non-finite.
             SpecError: the sampler returns another shape than x's.
         """
         n, like = self._count(n, x), self._like()
-        watch = together(callback, Progress() if progress else None)
         chosen = self._sampler(sampler, steps)
+        if x is None and chosen.starts_at(self.process) < self.process.t_max:
+            raise InputError(
+                f"The sampler's own times start at {chosen.starts_at(self.process):g}, and the prior is x at t_max = "
+                f"{self.process.t_max:g}. Start the times there, or pass x at the first of them, sample(x=...)."
+            )
         conditions = self.data.conditions(cond, n, like.device)
-        with evaluating(self):
+        with evaluating(self), Progress() if progress else nullcontext() as bar:
             start = self._start(n, x, like, generator)
-            end = chosen(self.field, start, conditions, generator=generator, callback=watch)
+            end = chosen(self.field, start, conditions, generator=generator, callback=together(callback, bar))
             return _shaped("The samples of", chosen, end, start.shape)
 
     def log_prob(
@@ -291,7 +296,10 @@ def _refuse_unknown(call: str, options: Mapping[str, Any], known: type) -> None:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, the module and its parts are in evaluation mode; outside, as they were."""
+    """Inside, the module and its parts are in evaluation mode; outside, as they were.
+
+    Of the whole module: one that several threads share is to be in evaluation mode already.
+    """
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:

@@ -80,6 +80,10 @@ class Sampler(Spec, ABC):
                 f"Sampler {type(self).__name__} needs a {self.requires.__name__}; {type(process).__name__} is none."
             )
 
+    def starts_at(self, process: ProcessSpec) -> float:
+        """The time of the x that a run starts from: t_max, unless the user's own times start later."""
+        return process.t_max
+
     def needs_score(self, process: ProcessSpec) -> bool:
         """Whether it uses the score, as all that add noise do; `compose` refuses it where none is known."""
         return False
@@ -132,6 +136,10 @@ class TableSampler(Sampler):
         """`data_std`, or 1 where it is None."""
         return 1.0 if self.data_std is None else self.data_std
 
+    def starts_at(self, process: ProcessSpec) -> float:
+        """The first of the user's own times, or t_max."""
+        return self.grid[0] if isinstance(self.grid, tuple) and self.grid else process.t_max
+
     def needs_score(self, process: ProcessSpec) -> bool:
         """Whether a row adds noise, or has a strength."""
         return any(row.eta or row.c or row.r for row in self.tabulated(process).rows)
@@ -139,13 +147,14 @@ class TableSampler(Sampler):
     def times(self, process: ProcessSpec) -> tuple[tuple[float, ...], tuple[Row, ...]]:
         """The times of the steps, from t_max downwards, and the rows that end the run.
 
-        `steps` steps in all. With denoising, and wherever sigma(t_min) = 0, the last one goes from the last time to
-        the data by the x0 row, and the times before it give steps - 1 steps. They end at t_min if that has noise to
-        remove, at the last time but one of a grid that is `open_ended`. Without, they end at t_min, and the ending is
-        empty.
+        `steps` steps in all. With denoising, and wherever no noise is left at the grid's end (t_min, or the last of the
+        user's own times), the last one goes from the last time to the data by the x0 row, and the times before it give
+        steps - 1 steps. They end at the grid's end if that has noise to remove, at the last time but one of a grid that
+        is `open_ended`. Without, they end at the grid's end, and the ending is empty.
         """
         gaussian = isinstance(process, GaussianProcess)
-        clean = isinstance(process, GaussianProcess) and float(process.ends()[0].sigma) == 0
+        last = self.grid[-1] if isinstance(self.grid, tuple) and self.grid else process.t_min
+        clean = isinstance(process, GaussianProcess) and float(process.kernel(last).sigma) == 0
         open_end = gaussian and (clean or (self.denoise and self.open_ended(process)))
         knots = self.steps + (0 if self.denoise and gaussian and not open_end else 1)
         times = self.grid_times(process, knots)
@@ -164,7 +173,7 @@ class TableSampler(Sampler):
     def grid_times(self, process: ProcessSpec, knots: int) -> tuple[float, ...]:
         """So many times of the grid, from t_max down to t_min."""
         if isinstance(self.grid, tuple):
-            return custom_grid(process, self.grid, knots)
+            return custom_grid(process, self.grid, knots, self.steps)
         grid = process.grid if self.grid == "auto" else self.grid
         return time_grid(process, grid, knots, rho=self.rho, data_std=self.scale)
 

@@ -9,7 +9,7 @@ import torch
 
 from itoflow import InputError, Row, Table
 from itoflow.callbacks import Progress, Trajectory, together
-from itoflow.loop import run_table
+from itoflow.loop import Step, run_table
 from itoflow.testing.problems import Preserving, gaussian, seeded
 
 
@@ -52,6 +52,13 @@ def test_progress_counts_calls_and_ends_its_line():
     lines = stream.getvalue().split("\r")
     assert lines[1].startswith("sampling 1/4 [#####  ")
     assert lines[-1] == "sampling 4/4 [####################] t = 0.3250\n"
+
+
+def test_progress_ends_its_line_where_nobody_knew_the_number_of_calls():
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        progress(Step(0, None, 0.5, torch.zeros(1, 1), lambda: torch.zeros(1, 1)))
+    assert stream.getvalue() == "\rsampling 1 t = 0.5000\n"
 
 
 def test_nothing_to_call_is_no_callback():

@@ -70,7 +70,8 @@ def test_grids_refuse_what_they_cannot_do():
 @pytest.mark.parametrize(
     ("times", "says"),
     [
-        ((0.9, 0.5), "need 3 times in `grid`, 2 are given"),
+        ((0.9, 0.5), "With steps = 2 .* need 3 times in `grid`, 2 are given. For these times use steps = 1"),
+        ((0.9,), "1 are given. Give at least 2"),
         ((1.1, 0.5, 0.2), "leave the process's"),
         ((0.9, 0.5, 0.0), "leave the process's"),
         ((0.9, 0.5, 0.5), r"decrease strictly: time 3 is 0.5 after 0.5"),
@@ -81,7 +82,27 @@ def test_grids_refuse_what_they_cannot_do():
 )
 def test_custom_times_are_checked(times, says):
     with pytest.raises(InputError, match=says):
-        custom_grid(Preserving(), times, 3)
+        custom_grid(Preserving(), times, 3, 2)
+
+
+def test_own_times_on_a_process_without_noise_at_t_min_end_where_they_say(toy):
+    process, euler = Straight(), toy.Euler(steps=3, grid=(1.0, 0.6, 0.3))
+    assert [row.t for row in euler.table(process).rows] == [1.0, 0.6, 0.3]
+    assert euler.table(process).rows[-1].out == "x0"
+    times = euler.replace(grid=(1.0, 0.6, 0.3, 0.1), denoise=False).table(process)
+    assert [row.t for row in times.rows] == [1.0, 0.6, 0.3]
+    assert times.rows[-1].out == "velocity"
+    to_data = euler.replace(grid=(1.0, 0.6, 0.3, 0.0), denoise=False).table(process)
+    assert to_data.rows[-1].out == "x0"
+
+
+def test_a_process_whose_noise_never_meets_the_data_has_no_grid_in_log_snr():
+    class Huge(Exploding):
+        def sigma(self, t):
+            return 3e4 * 100**t
+
+    with pytest.raises(InputError, match=r"goes from -29\.8 to -20\.6\. Give the data in a unit"):
+        time_grid(Huge(), "log-snr", 5)
 
 
 def test_evened_runs_leave_no_gap_in_log_snr():

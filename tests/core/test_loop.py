@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
-from itoflow import InputError, NetworkField, Parametrization, Row, Table
+from itoflow import InputError, NetworkField, NumericalError, Parametrization, Row, SpecError, Table
 from itoflow.loop import run_table
+from itoflow.prediction import GaussianPrediction
 from itoflow.testing.memory import Peak
 from itoflow.testing.problems import Exploding, Preserving, Straight, gaussian, seeded
 
@@ -181,3 +183,67 @@ def test_what_is_kept_with_a_table_is_not_made_again():
     for key in ("a", "a", "b", "a"):
         table.keep(key, lambda k=key: made.append(k) or k)
     assert made == ["a", "b", "a"]
+
+
+class Spoils(nn.Module):
+    """A network that changes what it is given."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x, t, cond):
+        (x if self.what == "x" else t).mul_(0.5)
+        return 0.7 * x
+
+
+@pytest.mark.parametrize("what", ["x", "t"])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_network_that_changes_its_input_is_refused(what, depth):
+    """The state and the kept times are the same tensors: it would be right once, or never."""
+    field = NetworkField(Spoils(what), Exploding(), Parametrization(prediction="x0", scale_input=False))
+    with pytest.raises(SpecError, match=f"changes its input {what} in place"):
+        run_table(adams(depth), field, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_run_in_inference_mode_leaves_nothing_behind_that_needs_it(depth):
+    class Energy(nn.Module):
+        def forward(self, x, t, cond):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                return torch.autograd.grad((x.square() * t[:, None]).sum(), x)[0]
+
+    table, x = adams(depth), torch.ones(3, 2)
+    plain = NetworkField(Pull(), Exploding(), Parametrization(prediction="x0"))
+    with torch.inference_mode():
+        run_table(table, plain, x)
+    energy = NetworkField(Energy(), Exploding(), Parametrization(prediction="x0"))
+    assert bool(torch.isfinite(run_table(table, energy, x)).all())
+
+
+def test_a_network_field_with_a_forward_of_its_own_is_called_by_it():
+    class Doubled(NetworkField):
+        def forward(self, x, t, cond=None):
+            inner = super().forward(x, t, cond)
+            return GaussianPrediction(x, 2 * inner.output, inner.kernel, inner.a, inner.b)
+
+    x = torch.ones(3, 2)
+    doubled = Doubled(Pull(), Exploding(), Parametrization(prediction="x0", scale_input=False))
+    end = run_table(Table((Row(0.5, out="x0", a=0.0, b=(1.0,)),)), doubled, x)
+    torch.testing.assert_close(end, 2 * 0.7 * x)
+
+
+def test_the_first_value_that_is_not_finite_is_named():
+    """Also where it enters the state later."""
+
+    class Broken(nn.Module):
+        def forward(self, x, t, cond):
+            return torch.where(t[:, None] == 0.7, math.nan, 0.5 * x)
+
+    field = NetworkField(Broken(), Exploding(), Parametrization(prediction="x0"))
+    table = Table((*(Row(t, out="x0") for t in (0.9, 0.8, 0.7, 0.6)), Row(0.5, out="x0", b=(0.0, 0.0, 1.0))))
+    with pytest.raises(NumericalError, match=r"step 3 of 5 .*t = 0.7: the network's output"):
+        run_table(table, field, torch.ones(3, 2, dtype=torch.float64))
+    with pytest.raises(NumericalError, match=r"step 1 of 5 .*: the network's input"):
+        run_table(table, field, torch.full((3, 2), math.nan))

@@ -17,11 +17,14 @@ from itoflow.testing.assertions import expect_moments
 from itoflow.testing.problems import Preserving, gaussian, mixture, seeded
 from itoflow.testing.samplers import Watched
 from itoflow_samplers.ddim import DDIM, Ancestral
-from itoflow_samplers.multistep import ExponentialAdams
+from itoflow_samplers.dpm_solver import DPMSolver
+from itoflow_samplers.multistep import DEIS, ExponentialAdams
 from itoflow_samplers.ode import Euler, Heun
 from itoflow_samplers.predictor_corrector import PredictorCorrector, langevin
-from itoflow_samplers.sa_solver import StochasticAdams
+from itoflow_samplers.sa_solver import SASolver, StochasticAdams
 from itoflow_samplers.sde import EulerMaruyama, ReverseDiffusion
+from itoflow_samplers.sde_dpm_solver import SDEDPMSolver
+from itoflow_samplers.unipc import UniPC
 
 
 class VP(GaussianProcess):
@@ -96,6 +99,44 @@ def test_ancestral_on_ve_is_that_of_smld():
         assert on_x == pytest.approx(1, rel=1e-9)
         assert on_noise == pytest.approx(-(s_t**2 - s_s**2) / s_t, rel=1e-9)
         assert row.c == pytest.approx(math.sqrt(s_s**2 * (s_t**2 - s_s**2) / s_t**2), rel=1e-9)
+
+
+class Faint(GaussianProcess):
+    """beta = 0.1 + 199.9 t: no signal is left for the last quarter of the time."""
+
+    t_min: float = 1e-3
+
+    def alpha(self, t):
+        return torch.exp(-(0.1 * t + 199.9 * t**2 / 2) / 2)
+
+    def sigma(self, t):
+        return (-torch.expm1(-(0.1 * t + 199.9 * t**2 / 2))).sqrt()
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SASolver(),
+        SASolver(variable="log-snr", corrector=0),
+        SDEDPMSolver(),
+        StochasticAdams(order=3),
+        ExponentialAdams(order=3),
+        ExponentialAdams(order=3, predict="v", variable="angle"),
+        DEIS(),
+        DPMSolver(),
+        UniPC(),
+        Ancestral(),
+        Heun(),
+    ],
+    ids=repr,
+)
+def test_steps_without_signal_at_either_end_are_taken(sampler):
+    """2000 draws, 5 standard errors and a quarter for the steps, which are long where there is signal."""
+    oracle = GaussianOracle(Faint(), torch.tensor([0.3, -0.2], dtype=torch.float64), 0.5)
+    x = oracle.sample(2000, 1.0, generator=seeded(0))
+    end = sampler.replace(steps=200, grid="uniform")(oracle, x, generator=seeded(1))
+    mean, covariance = oracle.moments(0.0)
+    expect_moments(end, mean, covariance, repr(sampler), relative=0.25)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p).__name__)

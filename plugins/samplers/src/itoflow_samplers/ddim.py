@@ -20,19 +20,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
+from itoflow import ProcessSpec, Row, Table
 from itoflow_samplers.stochastic import StochasticSampler
 from itoflow_samplers.transitions import Transition, transitions
 
 
-class DDIM(TableSampler):
+class DDIM(StochasticSampler):
     """Equation (1) with tau = eta times the posterior's; one network evaluation a step."""
-
-    requires: ClassVar[type] = GaussianProcess
 
     eta: Annotated[float, Ge(0), Le(1)] = 0.0
     """0: deterministic; 1: the posterior's variance."""
@@ -41,7 +39,10 @@ class DDIM(TableSampler):
         """One row a step."""
         times, ending = self.times(process)
         steps = transitions(process, times)
-        return Table((*(posterior_row(step, self.eta * step.posterior_std) for step in steps), *ending))
+        rows = [posterior_row(step, self.eta * step.posterior_std) for step in steps]
+        if self.eta:
+            rows = [replace(row, clock=self.clock(*step.snr)) for row, step in zip(rows, steps, strict=True)]
+        return Table((*rows, *ending))
 
 
 class Ancestral(StochasticSampler):

@@ -45,6 +45,7 @@ FrameName = Literal["velocity", "noise", "data", "v"]
 Variable = Literal["own", "time", "log-snr", "angle", "asinh", "bounded"]
 """phi of (5): the frame's own w, t, -log s, arctan(s/c), asinh(s/c), asinh(1 / (a (c/s + 1/b)))."""
 
+_APART = 1e-7
 _NODES = 48
 """Gauss-Legendre nodes of (5), exact for polynomials of degree 95."""
 
@@ -152,18 +153,18 @@ class Frame:
     ) -> list[float]:
         """beta_j of (5), in the order of the nodes.
 
-        Where phi is infinite at an end of the step, the first node's F is held; a node with an infinite phi, or at
-        which the frame is singular, gets no weight.
+        Where phi is infinite at an end of the step, the first node's F is held; a node with an infinite phi, at which
+        the frame is singular, or which coincides with one before it, gets no weight.
         """
         phi = [self._phi(variable, at) for at in nodes]
-        used = [j for j, (at, value) in enumerate(zip(nodes, phi, strict=True)) if math.isfinite(value + self.w(at))]
         low, high = self._phi(variable, start), self._phi(variable, end)
+        defined = [value if self.regular(at) else math.inf for at, value in zip(nodes, phi, strict=True)]
+        used = distinct(defined, high - low)
         if len(used) <= 1 or not math.isfinite(low + high):
             only = used[0] if used else 0
             return [self.w(end) - self.w(start) if j == only else 0.0 for j in range(len(nodes))]
         at, measure = quadrature(low, high)
-        places = torch.tensor([phi[j] for j in used], dtype=torch.float64)
-        integrals = lagrange_integrals(self._density(variable, at, process) * measure, at, places)
+        integrals = lagrange_integrals(self._density(variable, at, process) * measure, at, [phi[j] for j in used])
         found = dict(zip(used, integrals, strict=True))
         return [found.get(j, 0.0) for j in range(len(nodes))]
 
@@ -216,17 +217,29 @@ def quadrature(low: float, high: float) -> tuple[Tensor, Tensor]:
     return (low + high) / 2 + (high - low) / 2 * x, measure * (high - low) / 2
 
 
-def lagrange_integrals(density: Tensor, at: Tensor, places: Tensor) -> list[float]:
+def lagrange_integrals(density: Tensor, at: Tensor, places: Sequence[float]) -> list[float]:
     """The integral of each Lagrange polynomial of the places.
 
     Arguments:
         density: what it is integrated against, at the nodes, times their weights.
         at: the nodes.
     """
-    found = []
-    for j in range(len(places)):
-        others = torch.cat([places[:j], places[j + 1 :]])
-        found.append(float((((at[:, None] - others) / (places[j] - others)).prod(1) * density).sum()))
+    found, p = [], torch.tensor(places, dtype=torch.float64)
+    for j in range(len(p)):
+        others = torch.cat([p[:j], p[j + 1 :]])
+        found.append(float((((at[:, None] - others) / (p[j] - others)).prod(1) * density).sum()))
+    return found
+
+
+def distinct(places: Sequence[float], span: float) -> list[int]:
+    """The indices of places that are finite, and apart from those before them by more than `_APART` of a step.
+
+    Where no signal is left, times differ and angles do not: a polynomial through such values is all rounding.
+    """
+    found = list[int]()
+    for j, place in enumerate(places):
+        if math.isfinite(place) and all(abs(place - places[i]) > _APART * abs(span) for i in found):
+            found.append(j)
     return found
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from itoflow import Field, GaussianProcess, OptionError, ProcessSpec, Row, Sampler, Table, TableSampler
 from itoflow.loop import Callback, run_table
 from itoflow.noise import Generators
+from itoflow.process import ALPHA_ZERO
 from itoflow_samplers.sde import ReverseDiffusion
 from itoflow_samplers.transitions import transitions
 
@@ -31,7 +32,7 @@ from itoflow_samplers.transitions import transitions
 class PredictorCorrector(Sampler):
     """A one-step predictor, and `corrector_steps` Langevin steps at each new time but the last.
 
-    1 + corrector_steps network evaluations a step.
+    1 + corrector_steps network evaluations a step; one from where no signal is left, as m = 0 there.
     """
 
     requires: ClassVar[type] = GaussianProcess
@@ -52,6 +53,10 @@ class PredictorCorrector(Sampler):
         super().check(process)
         self.predictor.check(process)
         self.tabulated(process)
+
+    def starts_at(self, process: ProcessSpec) -> float:
+        """When the predictor does."""
+        return self.predictor.starts_at(process)
 
     def needs_score(self, process: ProcessSpec) -> bool:
         """Langevin steps do, and so may the predictor."""
@@ -87,7 +92,9 @@ def _corrected(sampler: PredictorCorrector, process: ProcessSpec, data_std: floa
         )
     found = list[Row]()
     for row, step in zip(rows, transitions(process, [row.t for row in rows]), strict=False):
-        found += [row, *[langevin(step.s, step.sigma_s, step.m * sampler.snr)] * sampler.corrector_steps]
+        found.append(row)
+        if step.alpha_t > ALPHA_ZERO:
+            found += [langevin(step.s, step.sigma_s, step.m * sampler.snr)] * sampler.corrector_steps
     return Table((*found, rows[-1]))
 
 

@@ -41,5 +41,5 @@ class SDEDPMSolver(StrongSampler):
             half = step.h / (2 * previous) if order == 2 and math.isfinite(step.h) else 0.0
             b = (weight * (1 + half), -weight * half) if half else (weight,)
             rows.append(Row(now.t, out="x0", a=step.kept, b=b, c=step.std, clock=self.stretch(step)))
-            previous = step.h
+            previous = step.h or math.inf
         return Table((*rows, *ending))

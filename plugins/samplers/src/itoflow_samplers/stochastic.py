@@ -42,11 +42,13 @@ import torch
 from annotated_types import Ge, Le
 
 from itoflow import GaussianProcess, TableSampler
-from itoflow_samplers.frames import Frame, Point, lagrange_integrals, quadrature
+from itoflow_samplers.frames import Frame, Point, distinct, lagrange_integrals, quadrature
 from itoflow_samplers.ordered import OrderedSampler
 
 NoiseName = Literal["independent", "brownian"]
 Variable = Literal["angle", "log-snr"]
+_LARGEST_EXPONENT = 700.0
+"""Of a clock, just below where float64 ends; what lies beyond is drawn apart from the path."""
 _DECAYED = 40.0
 """e^-40 is below float64's resolution of 1: what lies further back than this has no weight in (2)."""
 
@@ -97,7 +99,7 @@ class LogSNRStep(ExactStep):
     """Equations (1) and (2).
 
     Attributes:
-        h: l_1 - l_0, infinite from a start without signal.
+        h: l_1 - l_0, infinite from a start without signal, and 0 where the end has none either.
         gain: 1 - e^(-m h); alpha_1 times it is the sum of all w_j.
     """
 
@@ -105,25 +107,31 @@ class LogSNRStep(ExactStep):
         k2 = strength**2
         self.m, self.variable, self.alpha = 1 + k2, variable, end.alpha
         self.start, self.end = start.half_log_snr, end.half_log_snr
-        self.h = self.end - self.start
+        self.h = self.end - self.start if self.end > -math.inf else 0.0
         self.kept = end.sigma / start.sigma * (math.exp(-k2 * self.h) if k2 else 1.0)
         self.gain = -math.expm1(-self.m * self.h)
         self.std = end.sigma * math.sqrt(-math.expm1(-2 * k2 * self.h)) if k2 else 0.0
-        self.clock = math.exp(2 * k2 * self.start), math.exp(2 * k2 * self.end)
+        first, last = (math.exp(min(2 * k2 * at, _LARGEST_EXPONENT)) for at in (self.start, self.end))
+        self.clock = first, last
 
     def weights(self, known: Sequence[Point]) -> tuple[float, ...]:
         """w_j of x0; in the variable `log-snr`, points without signal get none unless there is no other."""
-        ls = [at.half_log_snr for at in known]
-        use = [j for j, value in enumerate(ls) if self.variable == "angle" or value > -math.inf]
+        if not self.gain:
+            return (0.0,) * len(known)
+
+        def place(half_log_snr: float) -> float:
+            return math.atan(math.exp(-half_log_snr)) if self.variable == "angle" else half_log_snr
+
+        start, places = max(self.start, self.end - _DECAYED / self.m), [place(at.half_log_snr) for at in known]
+        use = distinct(places, place(self.end) - place(start))
         if len(use) <= 1:
             only = use[0] if use else 0
             return tuple(self.alpha * self.gain if j == only else 0.0 for j in range(len(known)))
-        nodes, measure = quadrature(max(self.start, self.end - _DECAYED / self.m), self.end)
+        nodes, measure = quadrature(start, self.end)
         density = self.alpha * self.m * torch.exp(-self.m * (self.end - nodes)) * measure
-        place = torch.tensor([ls[j] for j in use], dtype=torch.float64)
-        if self.variable == "angle":
-            nodes, place = torch.atan(torch.exp(-nodes)), torch.atan(torch.exp(-place))
-        found = dict(zip(use, lagrange_integrals(density, nodes, place), strict=True))
+        nodes = torch.atan(torch.exp(-nodes)) if self.variable == "angle" else nodes
+        integrals = lagrange_integrals(density, nodes, [places[j] for j in use])
+        found = dict(zip(use, integrals, strict=True))
         return tuple(found.get(j, 0.0) for j in range(len(known)))
 
 
@@ -136,15 +144,18 @@ class AngleStep(ExactStep):
         self.thetas = -self.frame.w(start), -self.frame.w(end)
         now, after = (c * at.alpha / self.frame.scale(at) for at in (start, end))  # cos theta
         self.after = after
-        r = (now / after) ** self.k2
+        r = (now / after) ** self.k2 if after else 1.0
         self.kept = self.n / self.frame.scale(start) * r
         self.std = self.n * math.sqrt(max(1 - r**2, 0.0)) if self.k2 else 0.0
         self.clock = now ** (2 * self.k2), after ** (2 * self.k2)
 
     def weights(self, known: Sequence[Point]) -> tuple[float, ...]:
         """What multiplies F / unit of the frame."""
+        if not self.after:  # no signal at either end: the angle stays
+            return (0.0,) * len(known)
         theta, measure = quadrature(self.thetas[1], self.thetas[0])
         density = self.n * (1 + self.k2) * (theta.cos() / self.after).clamp(min=0) ** self.k2 * measure
-        place = torch.tensor([-self.frame.w(at) for at in known], dtype=torch.float64)
-        integrals = lagrange_integrals(density, theta, place)
-        return tuple(w * self.frame.call(at)[2] for w, at in zip(integrals, known, strict=True))
+        places = [-self.frame.w(at) for at in known]
+        use = distinct(places, self.thetas[0] - self.thetas[1])
+        found = dict(zip(use, lagrange_integrals(density, theta, [places[j] for j in use]), strict=True))
+        return tuple(found.get(j, 0.0) * self.frame.call(at)[2] for j, at in enumerate(known))

@@ -24,7 +24,7 @@ from torch import Tensor
 from itoflow import registry
 from itoflow.errors import IncompatibleError, InputError, ItoflowError
 from itoflow.spec import Spec
-from itoflow.transforms import under_func
+from itoflow.transforms import into_graph, under_func
 
 
 class _Mode(threading.local):
@@ -35,6 +35,8 @@ class _Mode(threading.local):
 
 
 _mode = _Mode()
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes of attention."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class AttentionCall:
     """What is asked of a backend.
 
     Arguments:
-        query, key, value: shapes (B, H, N, K), (B, H, M, K), (B, H, M, V).
+        query, key, value: shapes (B, H, N, K), (B, H, M, K), (B, H, M, V). Where the call
+            is read into a graph, B is 1: the graph serves any.
         dtype, device: of all three.
         bias: shape of an additive bias that broadcasts to (B, H, N, M), or None.
         dropout: probability in [0, 1).
@@ -50,7 +53,7 @@ class AttentionCall:
         scale: of the inner products; None is K^(-1/2).
         gradient: the result will be differentiated.
         bias_gradient: with respect to the bias, too.
-        traced: torch.compile is reading it into a graph, or torch.func transforms it.
+        traced: it is read into a graph (`itoflow.transforms.into_graph`), or torch.func transforms it.
     """
 
     query: tuple[int, ...]
@@ -79,17 +82,22 @@ class AttentionCall:
         """The call with these tensors, inside or outside of `second_order` and of `torch.no_grad`.
 
         Raises:
-            InputError: the shapes, dtypes or devices do not fit together, or dropout or scale is out of range.
+            InputError: the shapes, dtypes or devices do not fit together, the dtype is not one of `FLOATS`, or dropout
+                or scale is out of range.
         """
-        shapes = _sizes(q), _sizes(k), _sizes(v)
+        shapes = tuple(q.shape), tuple(k.shape), tuple(v.shape)
         if not (q.ndim == k.ndim == v.ndim == 4 and q.shape[:2] == k.shape[:2] == v.shape[:2]):
             raise InputError(
                 f"Attention takes q, k, v of shapes (B, H, N, K), (B, H, M, K), (B, H, M, V). Given: {shapes}."
             )
         if q.shape[3] != k.shape[3] or k.shape[2] != v.shape[2]:
             raise InputError(f"q and k need one head size, k and v one length. Given: {shapes}.")
+        if not q.shape[3]:
+            raise InputError(f"q and k need heads of at least one number. Given: {shapes}.")
         if len({q.dtype, k.dtype, v.dtype}) > 1 or len({q.device, k.device, v.device}) > 1:
             raise InputError("q, k and v must share dtype and device.")
+        if q.dtype not in FLOATS:
+            raise InputError(f"Attention takes {', '.join(map(str, FLOATS))}. Given: {q.dtype}; convert q, k and v.")
         if bias is not None and not _broadcasts(tuple(bias.shape), (*q.shape[:3], k.shape[2])):
             raise InputError(f"bias must broadcast to (B, H, N, M). Given: {tuple(bias.shape)} with q, k, v {shapes}.")
         if bias is not None and bias.dtype == torch.bool:
@@ -101,27 +109,31 @@ class AttentionCall:
             )
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be in [0, 1). Given: {dropout}.")
-        if scale is not None and not math.isfinite(scale):
-            raise InputError(f"scale must be finite. Given: {scale}.")
-        bias_shape = None if bias is None else _sizes(bias)
+        if scale is not None and (isinstance(scale, Tensor) or not math.isfinite(scale)):
+            raise InputError(f"scale must be a finite number; to learn one, multiply q by it. Given: {scale}.")
         bias_gradient = torch.is_grad_enabled() and bias is not None and bias.requires_grad
         gradient = bias_gradient or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
         return cls(
-            *shapes,
+            *(_sizes(x) for x in (q, k, v)),
             dtype=q.dtype,
             device=q.device,
-            bias=bias_shape,
+            bias=None if bias is None else _sizes(bias),
             dropout=dropout,
             second_order=_mode.second_order,
             scale=scale,
             gradient=gradient,
             bias_gradient=bias_gradient,
-            traced=torch.compiler.is_compiling() or under_func(),
+            traced=into_graph() or under_func(),
         )
 
 
 def _sizes(x: Tensor) -> tuple[int, ...]:
-    """The shape as integers, also where torch.compile would leave a size open: the choice may depend on it."""
+    """The shape as integers, also where torch.compile would leave a size open, as the choice may depend on it.
+
+    All but the batch's, which is 1 then: a graph for each batch size would be one for the last batch of a data set too.
+    """
+    if into_graph():
+        return tuple(operator.index(size) if i or x.ndim < 4 else 1 for i, size in enumerate(x.shape))
     return tuple(operator.index(size) for size in x.shape)
 
 
@@ -171,7 +183,10 @@ class Attention(Spec, ABC):
 
 @contextmanager
 def second_order() -> Iterator[None]:
-    """Inside, `auto` chooses a backend that can be differentiated twice and in forward mode."""
+    """Inside, `auto` chooses a backend that can be differentiated twice and in forward mode.
+
+    In this thread; what `torch.utils.checkpoint` keeps for later is to be computed again inside too.
+    """
     outside, _mode.second_order = _mode.second_order, True
     try:
         yield
@@ -282,8 +297,9 @@ def attention(
     """Attention by the backend named or given, or by the one that `auto` chooses: (B, H, N, V).
 
     Under `torch.autocast`, q, k, v and bias are cast first, as torch's own attention casts them, so that every backend
-    sees the same call; float64 stays. Under `torch.compile` the choice is made as the graph is traced, once for each
-    shape and for inside and outside of `second_order`, and leaves no break in the graph.
+    sees the same call; float64 stays. Under `torch.compile` the choice is made as the graph is traced, once for all
+    batch sizes, but for each length, and for inside and outside of `second_order`; what `auto` chooses leaves no break
+    in the graph.
 
     Raises:
         InputError: the tensors do not fit together.

@@ -1,9 +1,15 @@
-"""What torch.func does to the tensors that a network sees."""
+"""What reads or transforms the steps of a network, and what it does to the tensors that the network sees."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+
+def into_graph() -> bool:
+    """Inside what reads steps one by one: torch.compile, torch.export, torch.jit, torch.fx, fake tensors, counters."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
 
 
 def under_func() -> bool:

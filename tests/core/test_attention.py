@@ -95,6 +95,9 @@ def test_computes_the_formula(toy: ModuleType) -> None:
         (Q, K, V, {"bias": torch.zeros(1, 2, 3, 4, 6)}, "bias must broadcast"),
         (Q, K, V, {"dropout": 1.0}, r"dropout must be in \[0, 1\)\. Given: 1.0"),
         (Q, K, V, {"dropout": -0.1}, "dropout must be in"),
+        (Q[..., :0], K[..., :0], V, {}, "heads of at least one number"),
+        (Q.long(), K.long(), V.long(), {}, r"Given: torch.int64; convert q, k and v"),
+        (Q, K, V, {"scale": torch.tensor(0.5)}, "scale must be a finite number; to learn one"),
     ],
 )
 def test_refuses_tensors_that_do_not_fit(

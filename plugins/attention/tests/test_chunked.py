@@ -15,6 +15,7 @@ from itoflow.attention import attention, choose_attention
 from itoflow.errors import OptionError
 from itoflow_attention import chunked
 from itoflow_attention.chunked import Chunked, _Cut, _Plan
+from itoflow_attention.math import Math
 from itoflow_attention.sdpa import SDPA
 
 
@@ -177,3 +178,22 @@ def test_gradients_of_each_example_under_vmap() -> None:
 def test_block_is_positive() -> None:
     with pytest.raises(OptionError, match="block"):
         Chunked(block=0)
+
+
+def test_a_nan_in_one_example_does_not_reach_another() -> None:
+    """Its size is not known then, so that all logits are shifted."""
+    q, k, v = (20 * torch.randn(2, 1, 32, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    expected = Math()(q, k, v)[0]
+    q[1] = float("nan")
+    got = Chunked()(q, k, v)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_auto_leaves_it_behind_where_a_graph_is_read() -> None:
+    """Heads of another size than their values, which `sdpa` takes or not: the graph must hold whatever is chosen."""
+    q, k, v = (torch.randn(2, 1, 32, size, requires_grad=True) for size in (4, 4, 6))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), Math()(q, k, v), rtol=1e-4, atol=1e-4)
+    mapped = torch.vmap(lambda q, k, v: attention(q, k, v))(q[None], k[None], v[None])[0]
+    torch.testing.assert_close(mapped, Math()(q, k, v), rtol=1e-4, atol=1e-4)

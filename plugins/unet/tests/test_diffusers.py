@@ -298,6 +298,11 @@ def test_damaged_folders(tmp_path):
         ({"cross_attention_dim": 8}, "cross_attention_dim"),
         ({"num_class_embeds": 3}, "num_class_embeds"),
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups"),
+        ({"block_out_channels": None}, "block_out_channels = None is no list of levels"),
+        ({"down_block_types": [1, 2]}, "no list of levels"),
+        ({"block_out_channels": (33, 66), "norm_num_groups": 3}, "33 channels are odd"),
+        ({"downsample_padding": 2}, "downsample_padding = 2"),
+        (kinds("DownBlock2D", "ResnetDownsampleBlock2D"), "its levels change in several ways"),
     ],
 )
 def test_what_cannot_be_converted(change, says):
@@ -321,6 +326,26 @@ def test_what_diffusers_does_not_have(options, says):
     spec = UNet(**{"channels": 32, "multipliers": (1, 1), "attention": (16, 8), "groups": 8, **options})
     with pytest.raises(IncompatibleError, match=says):
         to_config(spec, DataSpec(shape=(3, 16, 16)))
+
+
+def test_sides_that_diffusers_cannot_halve_are_refused():
+    with pytest.raises(IncompatibleError, match="sides that are multiples of 2"):
+        to_config(UNet(channels=32, multipliers=(1, 1), attention=()), DataSpec(shape=(3, 7, 7)))
+
+
+def test_heads_of_an_attention_that_is_not_there_do_not_count():
+    _, _, spec, data = pair({**CONFIGS["plain"], "attention_head_dim": 4})
+    assert to_config(spec, data)["add_attention"] is False
+
+
+def test_weights_of_another_width_are_refused(tmp_path):
+    theirs, _, _, data = pair(CONFIGS["no middle"])
+    theirs.save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    whole = load_file(weights)
+    save_file({**whole, "conv_in.weight": whole["conv_in.weight"][:, :, :2].contiguous()}, weights)
+    with pytest.raises(ModelFileError, match=r"conv_in\.weight have shapes"):
+        Checkpoint(path=str(tmp_path)).build(data)
 
 
 def test_configurations_are_json():

@@ -51,6 +51,12 @@ def test_what_is_refused_names_what_works():
     with pytest.raises(IncompatibleError, match=r"16 channels.*resolution 4.*head_size = 6.*may be 1, 2, 4, 8, 16"):
         UNet(**SMALL, head_size=6).build(DataSpec(shape=(1, 8, 8)))
     UNet(**SMALL, head_size=16, multipliers=(1, 2)).build(DataSpec(shape=(1, 8, 8)))
+    with pytest.raises(IncompatibleError, match="10 channels do not divide into groups = 8"):
+        UNet(channels=32, entry=10, groups=8).build(DataSpec(shape=(1, 8, 8)))
+    with pytest.raises(IncompatibleError, match="leave no channel of 8"):
+        UNet(channels=8, multipliers=(0.01, 1)).build(DataSpec(shape=(1, 8, 8)))
+    with pytest.raises(IncompatibleError, match="frequency_shift = 2 must be less"):
+        UNet(channels=4, frequency_shift=2).build(DataSpec(shape=(1, 8, 8)))
     with pytest.raises(OptionError, match="not both"):
         UNet(heads=2, head_size=8)
 

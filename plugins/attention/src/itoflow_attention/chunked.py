@@ -47,6 +47,8 @@ SMALL_HEAD, MANY_KEYS = 8, 64
 FEW_LOGITS, MANY_HEADS = 2**16, 32
 """In two threads that holds for up to so many logits a head and from so many heads a thread on; elsewhere it takes up
 to 1.25 of the time."""
+BEHIND = -5
+"""A preference below that of `math`."""
 SAFE = 40.0
 """Size of logits whose exponentials float32 holds and sums without a shift."""
 
@@ -67,11 +69,13 @@ class Chunked(Attention):
         return ()
 
     def preference_for(self, call: AttentionCall) -> int:
-        """Before `sdpa` where it is faster; torch.compile and torch.func.vmap do not see through its blocks."""
+        """Before `sdpa` where it is faster; last where a graph is read, or vmap sees through all but its blocks."""
+        if call.traced:
+            return BEHIND
         (batch, heads, queries, _), keys, threads = call.query, call.key[2], torch.get_num_threads()
         small = max(call.key[3], call.value[3]) <= SMALL_HEAD and keys >= MANY_KEYS and call.bias is None
         shared = threads == 1 or (queries * keys <= FEW_LOGITS and batch * heads >= MANY_HEADS * threads)
-        plain = call.device.type == "cpu" and call.dtype != torch.float64 and call.gradient and not call.traced
+        plain = call.device.type == "cpu" and call.dtype != torch.float64 and call.gradient
         return 30 if small and shared and plain else self.preference
 
     def __call__(
@@ -214,7 +218,7 @@ class _Blocks(torch.autograd.Function):
         bias = None if bias is None else four(bias)
         q, k, v = (_positions_last(x, dtype) for x in (q, k, v))
         out, top, total = (q.new_empty(q.shape[0], rows, q.shape[2]) for rows in (v.shape[1], 1, 1))
-        shifts = bias is not None or _reach(q, k) * abs(plan.scale) > SAFE
+        shifts = bias is not None or not _reach(q, k) * abs(plan.scale) <= SAFE  # so too where it is NaN
         with torch.autocast(q.device.type, enabled=False):
             parts = *map(cut.by_heads, (k.mT, v)), *map(cut.by_queries, (q, out, top, total))
             blocks = zip(cut.logits(q), *parts, cut.of_bias(bias), strict=True)

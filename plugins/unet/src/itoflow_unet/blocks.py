@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
             h = self._second(F.silu(self.norm_2(h) * (1 + scale) + shift))
         else:
             h = self.norm_2.silu(h + e, self._second)
-        y = h.add_(x if self.project is None else self.project(x))
+        y = h + (x if self.project is None else self.project(x))  # not in place: h is what hooks of conv_2 saw
         return y if self.rescale == 1 else y / self.rescale
 
     def _second(self, h: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Projection(nn.Linear):
     def forward(self, x: Tensor, parts: int = 1) -> list[Tensor]:  # type: ignore[override]
         """`parts` of (B, out / parts, N)."""
         pairs = zip(self.weight.chunk(parts), self.bias.chunk(parts), strict=True)
-        return [torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x) for weight, bias in pairs]
+        return [torch.baddbmm(bias[:, None], weight.expand(x.shape[0], -1, -1), x) for weight, bias in pairs]
 
 
 class AttentionBlock(nn.Module):

@@ -91,6 +91,10 @@ def from_config(
     _need(c["resnet_time_scale_shift"] in ("default", "scale_shift"), "its resnet_time_scale_shift is unknown")
     _need(c["time_embedding_type"] in ("positional", "fourier"), "its time_embedding_type is unknown")
 
+    for name in ("down_block_types", "up_block_types", "block_out_channels"):
+        kind = int if name == "block_out_channels" else str
+        listed = isinstance(c[name], (list, tuple)) and c[name] and all(isinstance(entry, kind) for entry in c[name])
+        _need(bool(listed), f"{name} = {c[name]!r} is no list of levels")
     kinds = [name.removeprefix("UNetRes") for name in c["down_block_types"]]
     ups = [name.removeprefix("UNetRes") for name in c["up_block_types"]]
     _need(all(kind in _UP for kind in kinds), f"its kinds of levels are not all of {', '.join(_UP)}")
@@ -98,13 +102,16 @@ def from_config(
     widths = c["block_out_channels"]
     _need(len(widths) == len(kinds), "block_out_channels and down_block_types differ in number")
     _need(c["downsample_type"] == c["upsample_type"], "downsample_type and upsample_type differ")
-    changes = {_change(kind, c["downsample_type"]) for kind in kinds[:-1]} or {_change(kinds[0], "conv")}
+    # A level halves after itself on the way down, and doubles after itself on the way up, the first one not.
+    changes = {_change(kind, c["downsample_type"]) for kind in kinds} if len(kinds) > 1 else {_change(kinds[0], "conv")}
     skips = {"Skip" in kind for kind in kinds}
     _need(len(changes) == 1 and len(skips) == 1, f"its levels change in several ways: {', '.join(kinds)}")
     with_skips = skips.pop()
     _need(not with_skips or data.shape[0] == 3, "its levels have skips from and to three channels")
+    _need(c["downsample_padding"] in (0, 1), f"downsample_padding = {c['downsample_padding']!r}, not 0 or 1")
 
     fourier = c["time_embedding_type"] == "fourier"
+    _need(fourier or widths[0] % 2 == 0, f"{widths[0]} channels are odd, so that one feature of its time is always 0")
     spec = UNet(
         channels=widths[0],
         multipliers=tuple(width / widths[0] for width in widths),
@@ -146,6 +153,11 @@ def to_config(spec: UNet, data: DataSpec) -> dict[str, Any]:
         IncompatibleError: names the options that UNet2DModel has not.
     """
     sizes, widths = spec.sizes(data), spec.widths
+    most = 2 ** (len(widths) - 1)
+    _need(
+        all(side % most == 0 for side in data.shape[1:]),
+        f"UNet2DModel with {len(widths)} levels runs on sides that are multiples of {most}; these are {data.shape[1:]}",
+    )
     fourier, residual = spec.time == "fourier", spec.resample == "residual"
     attends = [size in spec.attention for size in sizes]
     if spec.progressive == "skips":
@@ -197,7 +209,8 @@ def _function(spec: UNet, data: DataSpec) -> dict[str, Any]:
     """The options that change the function, as they act."""
     chosen = {name: getattr(spec, name) for name in type(spec).model_fields if name not in ("backend", "zero_init")}
     attention = tuple(size for size in spec.sizes(data) if size in spec.attention)
-    attends = [spec.widths[spec.sizes(data).index(size)] for size in attention] + [spec.widths[-1]] * spec.middle
+    centre = spec.middle and spec.middle_attention
+    attends = [spec.widths[spec.sizes(data).index(size)] for size in attention] + [spec.widths[-1]] * centre
     acting: dict[str, Any] = {
         **chosen,
         "multipliers": spec.widths,
@@ -219,6 +232,8 @@ def _function(spec: UNet, data: DataSpec) -> dict[str, Any]:
         acting["pad_end"] = None
     if not attention:
         acting["attention_up"] = None
+    if not centre:
+        acting["middle_norm"] = None
     return acting
 
 

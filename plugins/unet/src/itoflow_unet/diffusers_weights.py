@@ -37,10 +37,12 @@ def from_state(net: ResidualUNet, state: Mapping[str, Tensor]) -> dict[str, Tens
         )
     converted = {}
     for name, names in table:
-        value = torch.cat([theirs[n].reshape(theirs[n].shape[0], *own[name].shape[1:]) for n in names])
-        if value.shape != own[name].shape:
-            raise ModelFileError(f"{', '.join(names)} have shape {tuple(value.shape)}, not {tuple(own[name].shape)}.")
-        converted[name] = value
+        given, shape = [theirs[n] for n in names], own[name].shape
+        rows = sum(len(value) for value in given)
+        if rows != shape[0] or any(value[0].numel() != shape[1:].numel() for value in given):
+            shapes = ", ".join(str(tuple(value.shape)) for value in given)
+            raise ModelFileError(f"{', '.join(names)} have shapes {shapes}; together they are to be {tuple(shape)}.")
+        converted[name] = torch.cat([value.reshape(len(value), *shape[1:]) for value in given])
     return converted
 
 

@@ -248,11 +248,19 @@ def _resampling_block(spec: UNet, ndim: int, width: int) -> ResidualBlock | None
     return ResidualBlock(spec, ndim, width, width, rescale=spec.rescale, always_project=projects)
 
 
-def initialise(net: nn.Module, zero: bool) -> None:
-    """Uniform with variance 2 / (fan in + fan out), biases zero (DDPM); branches end in zeros where `zero`."""
+def initialise(net: ResidualUNet, zero: bool) -> None:
+    """Uniform with variance 2 / (fan in + fan out), biases zero (DDPM); branches end in zeros where `zero`.
+
+    A matrix that is several in one (queries, keys and values; what each block takes from the time) starts as those do.
+    """
+    parts: dict[nn.Module, list[int]] = {net.modulation: net.parts}
+    for module in net.modules():
+        if isinstance(module, AttentionBlock):
+            parts[module.qkv] = [len(module.qkv.weight) // 3] * 3
     for module in net.modules():
         if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-            nn.init.xavier_uniform_(module.weight)
+            for part in module.weight.detach().split(parts.get(module, [len(module.weight)])):
+                nn.init.xavier_uniform_(part)
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     if zero:

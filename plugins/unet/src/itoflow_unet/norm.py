@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from itoflow.transforms import under_func
+from itoflow.transforms import into_graph, under_func
 from itoflow_unet.unet import UNet
 
 WIDE = torch.float32, torch.float64
@@ -91,7 +91,10 @@ class _Norm(torch.autograd.Function):
         if torch.is_grad_enabled():  # it will be differentiated again
             y = F.group_norm(x.contiguous(), ctx.groups, weight, bias, ctx.eps)
             y = F.silu(y) if ctx.silu else y
-            return (*torch.autograd.grad(y, (x, weight, bias), dy, create_graph=True), None, None, None)
+            needed = ctx.needs_input_grad[:3]
+            wanted = [value for value, need in zip((x, weight, bias), needed, strict=True) if need]
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            return (*(next(found) if need else None for need in needed), None, None, None)
         return (*_gradient(x, weight, bias, mean, r, u, dy, ctx.silu), None, None, None)
 
 
@@ -132,6 +135,8 @@ def _gradient(
 
 
 def transformed() -> bool:
-    """Inside torch.compile, torch.jit, torch.func or forward-mode differentiation, which see plain steps only."""
-    read = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return read or torch.autograd.forward_ad._current_level >= 0 or under_func()
+    """Inside what sees plain steps only.
+
+    That is what reads them into a graph, torch.func, and forward-mode differentiation.
+    """
+    return into_graph() or torch.autograd.forward_ad._current_level >= 0 or under_func()

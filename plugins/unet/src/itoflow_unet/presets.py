@@ -64,7 +64,7 @@ class ADM(UNet):
     """ADM, the ablated diffusion model, for ImageNet at 64x64 (296 M parameters with its 1000 classes): attention at
     32, 16, 8 with heads of 64, scale and shift by time.
 
-    The larger ones have channels = 256 and blocks = 2, and multipliers (1, 1, 2, 3, 4) at 128x128 (422 M),
+    The larger ones have channels = 256, blocks = 2 and dropout = 0, and multipliers (1, 1, 2, 3, 4) at 128x128 (422 M),
     (1, 1, 2, 2, 4, 4) at 256x256 (554 M), (0.5, 1, 1, 2, 2, 4, 4) at 512x512 (559 M).
     """
 

@@ -102,10 +102,17 @@ class RepeatConv(nn.Module):
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """(B, C, *size)."""
         wide = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        if wide and not torch.is_autocast_enabled("cpu") and tuple(size) == tuple(2 * n for n in x.shape[2:]):
+        whole = tuple(size) == tuple(2 * n for n in x.shape[2:])
+        if wide and whole and not torch.is_autocast_enabled("cpu") and _plain(self.conv):
             return _repeated(x, self.conv.weight, self.conv.bias)
         y: Tensor = self.conv(double(x, size))
         return y
+
+
+def _plain(conv: nn.Module) -> bool:
+    """Whether its weights say all that it does: nobody has wrapped, hooked, pruned or parametrised it."""
+    hooks = conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks
+    return type(conv) in CONVOLUTIONS and "weight" in conv._parameters and not any(hooks)
 
 
 def _repeated(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:

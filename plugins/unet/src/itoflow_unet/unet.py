@@ -159,12 +159,20 @@ class UNet(Backbone):
             )
 
     def _check_channels(self, data: DataSpec) -> None:
-        for width, size in zip(self.widths, self.sizes(data), strict=True):
+        if min(self.widths) < 1:
+            raise IncompatibleError(f"multipliers = {self.multipliers} leave no channel of {self.channels}.")
+        if self.time == "sinusoidal" and self.frequency_shift >= max(1, self.channels // 2):
+            raise IncompatibleError(
+                f"{self.channels} channels give {self.channels // 2} frequencies of the time, and frequency_shift = "
+                f"{self.frequency_shift} must be less. Use more channels, or frequency_shift = 0."
+            )
+        for width in (self.inside(0), *self.widths):
             if width % self.groups_of(width):
                 raise IncompatibleError(
                     f"{width} channels do not divide into groups = {self.groups}. Leave `groups` out, or choose "
                     f"channels that are a multiple of {self.groups}."
                 )
+        for width, size in zip(self.widths, self.sizes(data), strict=True):
             attends = size in self.attention or (self.middle and self.middle_attention and width == self.widths[-1])
             split = self.head_size or self.heads or 1
             if attends and width % split:

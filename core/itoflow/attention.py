@@ -109,12 +109,15 @@ class AttentionCall:
             )
         if not 0 <= dropout < 1:
             raise InputError(f"dropout must be in [0, 1). Given: {dropout}.")
-        if scale is not None and (isinstance(scale, Tensor) or not math.isfinite(scale)):
-            raise InputError(f"scale must be a finite number; to learn one, multiply q by it. Given: {scale}.")
+        given: Any = scale
+        if given is not None and (isinstance(given, Tensor) or not math.isfinite(given)):
+            raise InputError(f"scale must be a finite number; to learn one, multiply q by it. Given: {given}.")
         bias_gradient = torch.is_grad_enabled() and bias is not None and bias.requires_grad
         gradient = bias_gradient or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
         return cls(
-            *(_sizes(x) for x in (q, k, v)),
+            _sizes(q),
+            _sizes(k),
+            _sizes(v),
             dtype=q.dtype,
             device=q.device,
             bias=None if bias is None else _sizes(bias),

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 def into_graph() -> bool:
     """Inside what reads steps one by one: torch.compile, torch.export, torch.jit, torch.fx, fake tensors, counters."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_compiling() or traced or is_in_torch_dispatch_mode()
 
 
 def under_func() -> bool:

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -141,7 +141,7 @@ def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]
     ]
 
 
-def _averaged(model: GenerativeModel, field: NetworkField) -> GenerativeModel:
+def _averaged(model: GenerativeModel, field: torch.nn.Module) -> GenerativeModel:
     """The model with the averaged field, apart from the one in training."""
     parts = model.process, model.objective, model.backbone, model.sampler, model.data
-    return GenerativeModel(*parts, copy.deepcopy(field)).eval()
+    return GenerativeModel(*parts, cast(NetworkField, copy.deepcopy(field))).eval()

@@ -267,6 +267,11 @@ OBJECTIVES = [
     ),
     ("check_loss", variant(Regress, reduce=lambda self, loss, p: 0 * loss), "ignores its generator"),
     ("check_conditions", variant(Regress, condition=lambda self, cond: None), "pass `cond` on"),
+    (
+        "check_conditions",
+        variant(Regress, condition=lambda self, cond: {name: value.flip(0) for name, value in cond.items()}),
+        "rows in the order of x",
+    ),
     ("check_training", variant(Regress, reduce=lambda self, loss, p: (loss - loss).sqrt()), "gradient"),
     (
         "check_prediction_independence",

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from itoflow import (
+    GaussianProcess,
     IncompatibleError,
     InputError,
     InterpolantProcess,
@@ -170,6 +171,7 @@ def test_every_combination_trains_and_samples_or_says_why_not(process, objective
     for i, backbone in enumerate(backbones()):
         model = composed(process, objective, prediction, backbone)
         if model is None:
+            assert not issubclass(registry.registry().find("process", process).load(), GaussianProcess)
             continue
         scramble(model)
         far = {"x1": x.flip(0)} if isinstance(model.process, InterpolantProcess) else {}

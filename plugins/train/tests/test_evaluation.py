@@ -123,7 +123,8 @@ def test_values_go_there_and_back():
 
 
 def test_one_value_has_no_standard_error():
-    assert math.isnan(Estimate.of(torch.ones(1)).error)
+    assert Estimate.of(torch.ones(1)).error is None
+    assert Estimate.of(torch.ones(1)).show(".1f", ".1f") == "1.0"
     assert Estimate.of(torch.tensor([1.0, 3.0])) == Estimate(2.0, pytest.approx(1.0))
 
 

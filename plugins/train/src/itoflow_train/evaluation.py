@@ -27,7 +27,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -51,15 +51,19 @@ METHOD = {"name": "dopri5", "norm": "rms"}
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over examples and its standard error."""
+    """A mean over examples and its standard error, None for one example."""
 
     mean: float
-    error: float
+    error: float | None
 
     @classmethod
     def of(cls, values: Tensor) -> Estimate:
         """Of one value for each example, (N,)."""
-        return cls(float(values.mean()), float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan)
+        return cls(float(values.mean()), float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None)
+
+    def show(self, mean: str, error: str) -> str:
+        """Both by their formats."""
+        return format(self.mean, mean) + ("" if self.error is None else f" +- {self.error:{error}}")
 
 
 @dataclass(frozen=True)
@@ -143,14 +147,17 @@ def evaluate(
         probes = torch.Generator().manual_seed(seed + 1 + draw)  # the same for the same examples and draw
         chosen = {**options, "method": method, "rtol": rtol, "batch": batch, "generator": probes, **changed}
         found, evaluations = [], 0
-        for begin in range(0, len(y), batch):
-            part = slice(begin, begin + batch)
-            given = {name: value[part] for name, value in cond.items()}
-            block = model.likelihood(values.enter(y[part]), given, **cast(LikelihoodOptions, chosen))
+        for part, given in blocks(y, cond):
+            block = model.likelihood(part, given, **cast(LikelihoodOptions, chosen))
             found.append(block.log_prob)
             evaluations = max(evaluations, block.evaluations)
-            bar.update(len(y[part]))
+            bar.update(len(part))
         return torch.cat(found) + values.log_det(y), evaluations
+
+    def blocks(y: Tensor, cond: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for begin in range(0, len(y), batch):
+            part = slice(begin, begin + batch)
+            yield values.enter(y[part]), {name: value[part] for name, value in cond.items()}
 
     def bits(log_prob: Tensor) -> Tensor:
         return bits_per_dimension(log_prob, values.data)
@@ -165,9 +172,11 @@ def evaluate(
     missed = model.round_trip(values.enter(first), few.cond, method=method, rtol=rtol)
     reverse = None
     if bound_times and isinstance(model.process, GaussianProcess):
-        z = values.enter(noisy[0])
-        found = likelihood_bound(model.field, z, examples.cond, times=bound_times, generator=noise)
-        reverse = Estimate.of(bits(found.log_prob + values.log_det(noisy[0])))
+        found = [
+            likelihood_bound(model.field, z, cond, times=bound_times, generator=noise).log_prob
+            for z, cond in blocks(noisy[0], examples.cond)
+        ]
+        reverse = Estimate.of(bits(torch.cat(found) + values.log_det(noisy[0])))
     weighted = each.logsumexp(0) - math.log(draws)
     return Evaluation(
         examples=len(examples),
@@ -192,7 +201,7 @@ def table(parts: dict[Split, Evaluation]) -> str:
         lines.append(f"{label:<30}" + "".join(f"{cell:>20}" for cell in cells))
 
     def pm(estimate: Estimate | None, digits: int = 4) -> str:
-        return "-" if estimate is None else f"{estimate.mean:.{digits}f} +- {estimate.error:.{digits}f}"
+        return "-" if estimate is None else estimate.show(f".{digits}f", f".{digits}f")
 
     found = list(parts.values())
     row("examples x draws", *(f"{e.examples} x {e.draws}" for e in found))
@@ -201,7 +210,7 @@ def table(parts: dict[Split, Evaluation]) -> str:
     row("  importance-weighted", *(pm(e.weighted_bits) for e in found))
     row("  reverse SDE, at most", *(pm(e.sde_bits) for e in found))
     row("  spread of the draws", *(f"{e.draw_spread:.4f}" for e in found))
-    row("  solver (rtol / 10)", *(f"{e.solver.mean:+.1e} +- {e.solver.error:.0e}" for e in found))
+    row("  solver (rtol / 10)", *(e.solver.show("+.1e", ".0e") for e in found))
     row("  probes less exact", *("-" if e.probes is None else pm(e.probes) for e in found))
     row("  round trip (largest)", *(f"{e.round_trip.rms:.0e} ({e.round_trip.largest:.0e})" for e in found))
     row("evaluations", *(str(e.evaluations) for e in found))

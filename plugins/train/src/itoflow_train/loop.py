@@ -55,18 +55,18 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False
         cpu: stay on the CPU.
 
     Raises:
-        InputError: a batch that is smaller than the number of processes; dequantisation of continuous data.
+        InputError: a batch that does not divide among the processes; dequantisation of continuous data.
         NumericalError: the loss became non-finite; names the step.
     """
     options = recipe.training
     accelerator = Accelerator(mixed_precision=options.precision, cpu=cpu)
     values = Values.of(recipe)
     examples = values.source.load("train")
-    share = options.batch_size // accelerator.num_processes
-    if share < 1:
+    share, rest = divmod(options.batch_size, accelerator.num_processes)
+    if share < 1 or rest:
         raise InputError(
-            f"training.batch_size = {options.batch_size} leaves some of {accelerator.num_processes} processes without "
-            "an example. Raise it."
+            f"training.batch_size = {options.batch_size} does not divide among {accelerator.num_processes} processes. "
+            f"Use a multiple, e.g. {max(share, 1) * accelerator.num_processes}."
         )
     optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), options.learning_rate, betas=options.betas)
     wrapped, optimizer = accelerator.prepare(model, optimizer)

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -79,9 +80,9 @@ class Film:
 
     def __call__(self, step: Step) -> None:
         """Keep a frame where one is due."""
-        if step.x is self._last:
+        if self._last is not None and torch.equal(step.x, self._last):
             return
-        self._last = step.x
+        self._last = step.x.clone()
         last = step.calls is not None and step.index == step.calls - 1
         x = step.x if last else step.x * self._scale(step.t)
         drawn = picture(self.values.leave(x), self.values.data, side=256)

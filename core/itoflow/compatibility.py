@@ -17,8 +17,8 @@ from itoflow.process import ALPHA_ZERO, GaussianProcess, ProcessSpec
 from itoflow.sampler import Sampler, TableSampler
 
 SINGULAR = 1e-4
-"""Below this sine of the angle between (alpha s, sigma) and (a s, b), what x and the output are of data in units of
-their deviation s and of noise, a prediction counts as unsolvable at t_max."""
+"""x and the output y are two directions, (alpha s, sigma) and (a s, b), in units of data (deviation s) and of noise. If
+the sine of the angle between them is below this, a prediction counts as unsolvable at t_max."""
 SOLVABLE = 5e-3
 """The sine at the t_max that `solvable` lowers to; that of the VP process with beta_max = 20 is 0.0066."""
 
@@ -26,7 +26,7 @@ UNSUITED = 0.1
 """What may be left of the data in the prior, and of noise on the data at t_min, as ratios of standard deviations. At
 this ratio the variance that a model leaves out, or has too much of, is a hundredth of the other's."""
 CORNER = 0.02
-"""The least share of a uniform time grid with less noise than data, and with more."""
+"""On a uniform grid at least this share of the times is to have less noise than data, and at least this share more."""
 
 
 def check_objective(objective: Objective, process: ProcessSpec) -> None:

@@ -73,7 +73,11 @@ def step(
 
 @cache
 def compiled_step() -> Callable[..., State]:
-    """`step`, compiled once for all that use it; torch compiles anew for another network, shape or n."""
+    """`step`, compiled once for all that use it.
+
+    Torch compiles anew for another network, shape or n, up to its limit (`torch._dynamo.config.recompile_limit`) of
+    versions in a process; what is more runs as it is, with a warning of torch's.
+    """
     compiled: Callable[..., State] = torch.compile(step)
     return compiled
 

@@ -24,7 +24,8 @@ Conditions = Mapping[str, Tensor]
 Member = Literal["x0", "eps", "velocity"]
 
 _FEW = 1 << 16
-"""Labels of a run, of all its samples, up to which they are written out: 256 KiB in float32."""
+"""Up to so many time labels (calls times samples) lie one beside the other; more stay expanded views. In float32 these
+are 256 KiB."""
 
 
 class Request(Protocol):

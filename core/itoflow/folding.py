@@ -37,7 +37,7 @@ class Sum(NamedTuple):
     p: Tensor
     """float64, (): a product with a tensor takes half as long as one with a number."""
     apart: bool
-    """Whether v is not u' itself."""
+    """Whether the network's input is to be formed; otherwise it is u' itself."""
     r: float
     keep: float
     b: float
@@ -68,12 +68,13 @@ class Turn(NamedTuple):
     p: float
     p_tensor: Tensor
     apart: bool
-    """Whether v is not u itself."""
+    """Whether the network's input is to be formed; otherwise it is u itself."""
     q: Tensor | None
     """Over the slots before the call, r among them, (slots,), dtype and device of the state; None if all zero."""
     r: float
     early: float
-    """What multiplies z, added to the state while z is there; 0 where z is drawn after the call, or not at all."""
+    """Factor of z in the state where the same z enters the input too: added before the call, whose output takes the
+    slot that z lies in. 0 otherwise."""
     a: float
     forget: bool
     """Whether a was 0, and only what is added early is kept."""

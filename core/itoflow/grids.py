@@ -105,7 +105,7 @@ def optimal_calls(n: float, count: int | None = None, start: float = 0.0, *, eve
     that from infinity does, as little is known there yet.
 
     Arguments:
-        count: how many of them, from the first; their steps end where those from infinity do.
+        count: give only the first so many; the last step still ends where a run from infinity would.
         even: see `evened`.
     """
     count = math.ceil(n) if count is None else count

@@ -148,7 +148,7 @@ class ProcessSpec(Spec, ABC):
 class PathProcess(ProcessSpec):
     """A process whose x_t is an explicit function of its ends and of noise, so that dx_t/dt given them is known.
 
-    Its mean over all that pass x at t is the velocity that carries p_0 to p_1.
+    The mean of dx_t/dt given x_t = x is the velocity that carries p_0 to p_1.
     """
 
     @abstractmethod
@@ -206,7 +206,7 @@ class GaussianProcess(PathProcess):
     def kernel(self, t: Tensor | float, ndim: int = 0) -> Kernel:
         """alpha, sigma and their derivatives at t, float64, each with trailing axes so that it has `ndim` of them.
 
-        This is the one place in which time is broadcast against data.
+        It broadcasts time against data by `broadcast_time`, as everything does.
 
         Raises:
             SpecError: `alpha` or `sigma` does not return a tensor of t's shape.

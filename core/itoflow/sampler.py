@@ -165,7 +165,7 @@ class TableSampler(Sampler):
         return times, ()
 
     def open_ended(self, process: ProcessSpec) -> bool:
-        """Whether the grid counts on the last step going to the data: from its last time but one, not from t_min."""
+        """Whether the final step to the data starts at the grid's last time but one instead of at t_min."""
         if self.grid != "optimal" or not isinstance(process, GaussianProcess):
             return False
         return not optimal_reaches(process, self.steps, self.scale)

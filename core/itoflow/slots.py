@@ -1,10 +1,11 @@
 """Where a run holds its history: slots, given to the outputs of a table's rows as registers are to values.
 
-Output h_i is alive from call i to the last row in which its coefficient is not zero. It may take the slot of one that
-only the network's input of call i still reads, as that is formed before the call, unless noise enters the input: that
-noise lies in the slot until then. As many slots as outputs are ever alive at once are enough: rows are a path, and the
-lives along it intervals. Of the free slots the one filled the longest time ago is taken, so that the slots of a k-step
-method are a ring of k, and the stages of a Runge-Kutta start give theirs back.
+Output h_i is alive from call i to the last row in which its coefficient is not zero. It may take the slot of an output
+that is read for the last time in the network's input of call i, as that is formed before the call; not where noise
+enters the input too, because the noise occupies the new slot until the call. As many slots as outputs are ever alive at
+once are enough: rows are a path, and the lives along it intervals. Of the free slots the one filled the longest time
+ago is taken, so that the slots of a k-step method are a ring of k, and the stages of a Runge-Kutta start give theirs
+back.
 
 References:
     Linear scan register allocation (Poletto and Sarkar, 1999).

@@ -134,7 +134,7 @@ def _device(given: str | torch.device) -> torch.device:
 
 
 def _adopt_dtypes(field: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give the field's tensors the dtypes of the saved ones, to which the copy would otherwise round."""
+    """Give the field's tensors the saved dtypes; otherwise copying would round the saved values to the present ones."""
     for name, value in (*field.named_parameters(), *field.named_buffers()):
         if name in weights and value.is_floating_point():
             value.data = value.data.to(weights[name].dtype)

@@ -16,7 +16,7 @@ def into_graph() -> bool:
 def under_func() -> bool:
     """Inside a transform of torch.func. False where torch.compile reads the code.
 
-    Under vmap a tensor may not say how it lies in memory, and a `torch.autograd.Function` has no rule of itself.
+    Under vmap a tensor cannot be asked how it lies in memory, and our `torch.autograd.Function`s have no rule for it.
     """
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 

@@ -43,7 +43,8 @@ from itoflow_attention.math import Math
 
 _SEEDS = 2**62
 SMALL_HEAD, MANY_KEYS = 8, 64
-"""Up to this head size and from so many keys on a training step on a CPU takes 0.6 to 1.0 of the time of `sdpa`."""
+"""With heads of at most so many numbers, and at least so many keys, a training step on a CPU takes 0.6 to 1.0 of the
+time of `sdpa`."""
 FEW_LOGITS, MANY_HEADS = 2**16, 32
 """In two threads that holds for up to so many logits a head and from so many heads a thread on; elsewhere it takes up
 to 1.25 of the time."""
@@ -54,7 +55,7 @@ SAFE = 40.0
 
 
 class Chunked(Attention):
-    """Query blocks with recomputation: exact, first derivatives only, any dtype (accumulated in float32 or wider)."""
+    """Query blocks with recomputation: exact, first derivatives only; sums are in float32 at least."""
 
     preference: ClassVar[int] = 10
 

@@ -31,7 +31,7 @@ class ConditionalTransport(OptimalTransport):
     """Transport within classes, and between similar vectors."""
 
     ratio: Annotated[float, Gt(0), Lt(1)] = 0.01
-    """Share of pairs that vector conditions leave no dearer than the random partner."""
+    """Share of all pairs whose cost, with the penalty for other conditions, stays below that of the random partner."""
 
     def groups(self, cond: Mapping[str, Tensor], n: int, device: torch.device) -> Iterator[Tensor]:
         """The rows of each class, or all rows.

@@ -6,8 +6,8 @@ evaluations at the times of the grid `optimal`, a step in the frame `v` is
 
     z_(k+1) = z_k + sum_j [beta_kj + (theta_k - theta_(k+1)) delta_kj] F_(k-j),   sum_j delta_kj = 0.       (1)
 
-beta is a predictor and a corrector in one, as UniPC has them: the exponential Adams method of order p in the variable
-`bounded`, and what its implicit partner of order p + 1 over the step before, which knows F_k, has more than it had:
+beta combines predictor and corrector, as UniPC does: the exponential Adams step of order p in the variable `bounded`,
+plus the correction of the step before, which is the implicit step of order p + 1 over it less its predictor:
 
     beta_kj = predictor_kj + corrector_(k-1)j - predictor_(k-1)(j-1),   the corrector's F_k first.          (2)
 
@@ -56,7 +56,7 @@ from itoflow_samplers.multistep import multistep_rows
 
 Deltas = list[list[float]]
 LARGEST = 8.0
-"""What sum |beta_kj| may be, in steps: the errors of a network grow by as much."""
+"""The most that sum |beta_kj| / |sum beta_kj| may be, by which errors of a network can grow."""
 ORDER, LOW_ORDER, FEW = 3, 2, 20
 """Without corrections: p, and p for fewer evaluations than `FEW`, whose steps are long."""
 SMOOTH, MANY = 48.0, 40

@@ -25,10 +25,11 @@ from itoflow.transforms import into_graph, under_func
 from itoflow_unet.unet import UNet
 
 WIDE = torch.float32, torch.float64
-"""Numbers that are normalised faster as they lie, channels together, and quicker computed again than kept."""
+"""Dtypes for which normalising maps as they lie, channels together, and computing them again in place of keeping them,
+is faster."""
 FAR = 4.0
-"""Means, in standard deviations, up to which torch's variance of maps with channels together is good to 1e-5: it is the
-mean of squares less the square of the mean."""
+"""The largest |mean| / deviation for which torch's variance of maps with channels together, E[x^2] - E[x]^2, is good to
+1e-5."""
 
 
 class Norm(nn.GroupNorm):

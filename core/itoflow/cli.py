@@ -12,11 +12,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from itoflow import registry
-from itoflow.errors import ItoflowError, OptionError, PluginError, UnknownComponentError, did_you_mean, listing
+from itoflow.errors import ItoflowError, PluginError, UnknownComponentError, did_you_mean, listing
 from itoflow.hookspecs import KINDS
+from itoflow.parser import CommandParser
 from itoflow.registry import Component, PluginReport
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     split = next((i for i, argument in enumerate(arguments) if not argument.startswith("-")), len(arguments))
     options, command, rest = arguments[:split], arguments[split : split + 1], arguments[split + 1 :]
-    parser = _Parser("itoflow", "", add_help=False)
+    parser = CommandParser("", "", add_help=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="store_true")
     given = parser.parse_args(options)
@@ -109,7 +110,7 @@ def _plugin_commands() -> tuple[list[tuple[str, Component]], list[str]]:
 
 def _plugins(argv: list[str]) -> int:
     """List the plugins, what each registers, and what is wrong with it."""
-    parser = _Parser("plugins", _summary(_plugins))
+    parser = CommandParser("plugins", _summary(_plugins))
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--traceback", action="store_true", help="print where each failure arose")
     given = parser.parse_args(argv)
@@ -134,7 +135,7 @@ def _plugins(argv: list[str]) -> int:
 
 def _list(argv: list[str]) -> int:
     """List the installed components, of all kinds or of one."""
-    parser = _Parser("list", _summary(_list))
+    parser = CommandParser("list", _summary(_list))
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(argv)
@@ -168,7 +169,7 @@ def _list(argv: list[str]) -> int:
 
 def _show(argv: list[str]) -> int:
     """Show one component: formula, options, references, origin."""
-    parser = _Parser("show", _summary(_show))
+    parser = CommandParser("show", _summary(_show))
     _add_component(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, with the JSON Schema of the options")
     given = parser.parse_args(argv)
@@ -209,7 +210,7 @@ def _show(argv: list[str]) -> int:
 
 def _check(argv: list[str]) -> int:
     """Run the conformance kit on one component."""
-    parser = _Parser("check", _summary(_check))
+    parser = CommandParser("check", _summary(_check))
     _add_component(parser)
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options, values as JSON or plain text")
     given = parser.parse_args(argv)
@@ -249,7 +250,7 @@ def _new(argv: list[str]) -> int:
     """Write the folder of a new plugin, ready to run and to change."""
     from itoflow import scaffold
 
-    parser = _Parser("new", _summary(_new))
+    parser = CommandParser("new", _summary(_new))
     parser.add_argument("name", metavar="NAME", help="of the component, e.g. my-sde; the folder is itoflow-NAME")
     parser.add_argument("--kind", default="process", help=f"one of {', '.join(scaffold.kinds())}; default: process")
     given = parser.parse_args(argv)
@@ -269,18 +270,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 """The commands of core; a plugin's command of the same name is ignored."""
 
 _NONE = "Plugins are distributions, e.g.: pip install itoflow-sde itoflow-score itoflow-mlp itoflow-samplers"
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are those of itoflow."""
-
-    def __init__(self, command: str, description: str, *, add_help: bool = True) -> None:
-        prog = command if command == "itoflow" else f"itoflow {command}"
-        super().__init__(prog=prog, description=description, allow_abbrev=False, add_help=add_help)
-        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(f"{message}. See `{self.prog} --help`.")
 
 
 def _add_component(parser: argparse.ArgumentParser) -> None:

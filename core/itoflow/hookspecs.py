@@ -127,5 +127,8 @@ def itoflow_couplings() -> Iterable[Registration]:
 
 @hookspec
 def itoflow_commands() -> Iterable[Registration]:
-    """Commands of the `itoflow` program. Targets are functions `main(argv: list[str]) -> int | None`."""
+    """Commands of the `itoflow` program. Targets are functions `main(argv: list[str]) -> int | None`.
+
+    They read argv by an `itoflow.parser.CommandParser`.
+    """
     raise NotImplementedError

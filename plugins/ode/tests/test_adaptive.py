@@ -108,3 +108,7 @@ class TestFailures:
             solver(**option)
         with pytest.raises(OptionError, match=next(iter(option))):
             likelihood(gaussian(Straight()), torch.zeros(1, 2), method=solver(), **option)
+
+
+def test_an_empty_batch_stays_empty():
+    assert Dopri5()(gaussian(Preserving()), torch.zeros(0, 2, dtype=torch.float64)).shape == (0, 2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from itoflow import InputError, ModelFileError, NumericalError, load
+from itoflow import InputError, ModelFileError, NumericalError, OptionError, load
 from itoflow_train.commands import sample, train
 from itoflow_train.loop import build, fit
 from itoflow_train.recipe import read
@@ -102,6 +102,20 @@ def test_bad_calls(trained, tmp_path, recipe):
         sample([str(trained), "--class", "3"])
     with pytest.raises(ModelFileError, match="No saved model"):
         sample([str(tmp_path / "nowhere")])
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["digits", "--seed", "1", "trainin.steps=3"], "no option 'trainin'.* mean 'training'"),
+        (["digits", "--nope"], "unrecognized arguments: --nope.* See `itoflow train --help`"),
+        ([], "arguments are required: recipe"),
+    ],
+)
+def test_a_command_line_that_train_does_not_understand(argv, says):
+    """Overrides may follow options."""
+    with pytest.raises(OptionError, match=says):
+        train(argv)
 
 
 def test_a_loss_that_explodes_is_named(tmp_path, recipe):

@@ -12,6 +12,7 @@ import torch
 
 from itoflow import AttentionCall, InputError
 from itoflow.attention import attention_reasons
+from itoflow.parser import CommandParser
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -19,7 +20,7 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 def attention(argv: list[str]) -> int:
     """Print, for each call, what `auto` chooses and why the other backends do not take it."""
     given = _parser().parse_args(argv)
-    options = {name: value for name, value in vars(given).items() if name not in ("json", "device")}
+    options = {name: value for name, value in vars(given).items() if name not in ("json", "device", "debug")}
     asked = {name: value for name, value in options.items() if value is not None and value is not False}
     devices = [_device(given.device)] if given.device else _devices()
     described = [_described(asked, devices[0])] if asked else _typical(devices)
@@ -31,12 +32,11 @@ def attention(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="itoflow attention",
-        description="Which attention backend serves which call on this machine, or why not.",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "attention",
+        "Which attention backend serves which call on this machine, or why not.",
         epilog="Without options, typical calls on each device of this machine. Any option describes one call.",
-        allow_abbrev=False,
     )
     count = _positive
     parser.add_argument("--batch", type=count, metavar="B", help="examples (default: 4)")

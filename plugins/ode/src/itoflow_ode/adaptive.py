@@ -63,6 +63,8 @@ class AdaptiveSolver(Sampler, ABC):
             NumericalError: the drift or the state became non-finite, the step vanished, or the evaluations ran out;
                 names the solver, the dynamics and the time.
         """
+        if not state.numel():
+            return state
         span, count, last, atol = t_to - t_from, 0, 0.0, self.atol * min(1.0, dynamics.scale)
 
         def fail(reason: str, s: float) -> NumericalError:

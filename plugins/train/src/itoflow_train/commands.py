@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from itoflow import GenerativeModel, InputError
+from itoflow.parser import CommandParser
 from itoflow_data import Split
 from itoflow_train.evaluation import BATCH, CHECKED, Evaluation
 from itoflow_train.evaluation import evaluate as likelihood_of
@@ -31,9 +31,9 @@ LIMIT = 400
 
 def train(argv: list[str]) -> int:
     """Train the model of a recipe, draw from it, measure it, and leave all in a run folder."""
-    parser = argparse.ArgumentParser(
-        prog="itoflow train",
-        description="Train the model of a recipe and report the quality of its samples.",
+    parser = CommandParser(
+        "train",
+        "Train the model of a recipe and report the quality of its samples.",
         epilog=f"Shipped recipes: {', '.join(shipped())}.",
     )
     parser.add_argument("recipe", help="a shipped recipe, or a YAML or JSON file")
@@ -42,7 +42,7 @@ def train(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="the same as training.seed=SEED")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
 
     overrides = [*arguments.override, *([] if arguments.seed is None else [f"training.seed={arguments.seed}"])]
     recipe = read(arguments.recipe, overrides)
@@ -71,7 +71,7 @@ def train(argv: list[str]) -> int:
 
 def sample(argv: list[str]) -> int:
     """Draw samples from a run: an array file, and a picture where the data can be drawn."""
-    parser = argparse.ArgumentParser(prog="itoflow sample", description="Draw samples from a run or a saved model.")
+    parser = CommandParser("sample", "Draw samples from a run or a saved model.")
     parser.add_argument("run", help="a run folder, or the folder of a saved model")
     parser.add_argument("-n", type=int, default=64, help="number of samples (default: 64)")
     parser.add_argument("--sampler", help="NAME, NAME:option=value or JSON (default: the model's own)")
@@ -108,9 +108,9 @@ def sample(argv: list[str]) -> int:
 
 def evaluate(argv: list[str]) -> int:
     """Print the likelihood of a run's data under its model, and leave it in the run folder."""
-    parser = argparse.ArgumentParser(
-        prog="itoflow evaluate",
-        description="Nats and bits per dimension of the test and train data, by the probability-flow ODE.",
+    parser = CommandParser(
+        "evaluate",
+        "Nats and bits per dimension of the test and train data, by the probability-flow ODE.",
     )
     parser.add_argument("run", help="a run folder")
     parser.add_argument("--parts", nargs="+", choices=["test", "train"], default=["test", "train"])

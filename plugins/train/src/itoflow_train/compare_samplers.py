@@ -10,6 +10,7 @@ from typing import Literal
 
 from itoflow import InputError, ItoflowError, Sampler, available, create
 from itoflow.errors import did_you_mean, listing
+from itoflow.parser import CommandParser
 from itoflow_train.comparison import Comparison, Error, Measured, compare, refuse
 from itoflow_train.named import part, split
 from itoflow_train.run import load_run
@@ -53,13 +54,12 @@ def compare_samplers(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="itoflow compare-samplers",
-        description="Error of deterministic samplers against network evaluations, on a trained run (against a tight "
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "compare-samplers",
+        "Error of deterministic samplers against network evaluations, on a trained run (against a tight "
         "solve of its own probability-flow ODE) or on an exact law.",
         epilog=f"Exact laws: {', '.join(ORACLES)}.",
-        allow_abbrev=False,
     )
     parser.add_argument("target", metavar="RUN_OR_ORACLE", help="a run folder, a saved model's folder, or an exact law")
     parser.add_argument("--process", help="of an exact law: NAME, NAME:option=value or JSON (default: vp)")

@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             code = _run(arguments)
-        except SystemExit as stopped:  # argparse after --help
+        except SystemExit as stopped:  # argparse after --help, or a plugin's command
+            if isinstance(stopped.code, str):
+                print(stopped.code, file=sys.stderr)
             code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
         sys.stdout.flush()
         return code
@@ -212,7 +214,9 @@ def _check(argv: list[str]) -> int:
     """Run the conformance kit on one component."""
     parser = CommandParser("check", _summary(_check))
     _add_component(parser)
-    parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options, values as JSON or plain text")
+    parser.add_argument(
+        "options", nargs="*", metavar="OPTION=VALUE", default=[], help="options, values as JSON or plain text"
+    )
     given = parser.parse_args(argv)
     from itoflow.written import written_options
 
@@ -255,7 +259,7 @@ def _new(argv: list[str]) -> int:
     parser.add_argument("--kind", default="process", help=f"one of {', '.join(scaffold.kinds())}; default: process")
     given = parser.parse_args(argv)
     folder = scaffold.write(given.name, given.kind)
-    print(f"Wrote {folder}. Next:\n  pip install -e ./{folder}\n  pytest {folder}")
+    print(f"Wrote {folder}. Next:\n  pip install -e './{folder}[test]'\n  python -m pytest {folder}")
     print(f"  itoflow show {given.kind} {given.name}\n  itoflow check {given.kind} {given.name}")
     return 0
 

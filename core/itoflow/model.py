@@ -20,6 +20,7 @@ from itoflow.errors import (
     InputError,
     OptionError,
     SpecError,
+    UnknownComponentError,
     did_you_mean,
     listing,
 )
@@ -237,12 +238,15 @@ class GenerativeModel(nn.Module):
 
     def _sampler(self, sampler: Part | Sampler | None, steps: int | None) -> Sampler:
         named = next(part for part in (sampler, self.sampler, DEFAULT_SAMPLER) if part is not None)
-        if named == DEFAULT_SAMPLER and DEFAULT_SAMPLER not in registry.available("sampler"):
+        try:
+            chosen = cast(Sampler, registry.resolve("sampler", named))
+        except UnknownComponentError:
+            if named != DEFAULT_SAMPLER:
+                raise
             raise InputError(
                 "This model was composed without a sampler, and none is installed as 'auto'. "
                 f"Name one: sample(n, sampler=...). Installed: {listing(registry.available('sampler'))}."
-            )
-        chosen = cast(Sampler, registry.resolve("sampler", named))
+            ) from None
         if steps is not None:
             chosen = chosen.with_steps(steps)
         check_sampler(chosen, self.process, self.parametrization)

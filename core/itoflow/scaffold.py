@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -43,7 +44,12 @@ def write(name: str, kind: str = "process", parent: Path | None = None) -> Path:
         )
     if kind not in kinds():
         raise OptionError(
-            f"There is no template for {kind!r}.{did_you_mean(kind, kinds())} Templates: {listing(kinds())}."
+            f"There is no template for {kind!r}.{did_you_mean(kind, kinds())} Templates: {listing(kinds())}. For "
+            "another kind write one of these, and give its plugin.py the hook of CONTRIBUTING.md."
+        )
+    if _installed(f"itoflow-{name}"):
+        raise OptionError(
+            f"A distribution itoflow-{name} is installed, which the new one would replace. Choose another name."
         )
     folder = (parent or Path()) / f"itoflow-{name}"
     cls = "".join(part.capitalize() for part in name.split("-"))
@@ -55,6 +61,14 @@ def write(name: str, kind: str = "process", parent: Path | None = None) -> Path:
     except OSError as error:
         raise ItoflowError(f"Cannot write {folder}: {error.strerror or error}.") from error
     return folder
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _templates() -> Traversable:

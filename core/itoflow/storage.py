@@ -70,8 +70,8 @@ def save(model: GenerativeModel, path: str | os.PathLike[str], *, overwrite: boo
             _flush(temporary / name)
         temporary.chmod(0o755)
         _replace(temporary, target)
-    except OSError as error:
-        raise ModelFileError(f"Cannot write {target}: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise ModelFileError(f"Cannot write {target}: {getattr(error, 'strerror', None) or error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

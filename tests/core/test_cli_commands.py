@@ -69,6 +69,7 @@ def test_two_owners_are_named(toy: ModuleType, install: Install, capsys: Capture
     [
         ("return None", 0, ""),
         ("raise SystemExit(4)", 4, ""),
+        ("raise SystemExit('no such place')", 1, "no such place\n"),
         ("raise KeyboardInterrupt", 130, ""),
         ("import itoflow; raise itoflow.InputError('no data')", 2, "itoflow: error: no data\n"),
     ],

@@ -88,3 +88,8 @@ def test_an_unknown_kind_lists_the_templates(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(itoflow.ItoflowError, match=r"Cannot write .*itoflow-x: No such file"):
         scaffold.write("x", parent=tmp_path / "absent")
+
+
+def test_a_plugin_that_is_installed_is_not_replaced(toy: object, tmp_path: Path) -> None:
+    with pytest.raises(itoflow.OptionError, match="itoflow-toy is installed"):
+        scaffold.write("toy", parent=tmp_path)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from itoflow import InputError, Parametrization
+from itoflow import InputError, Parametrization, UnknownComponentError
 from itoflow.process import GaussianProcess
 from itoflow.testing import GaussianOracle, MixtureOracle, OracleField, checks, run_checks
 from itoflow.testing.interpolants import Joined
@@ -176,3 +176,9 @@ def test_run_checks_reports_every_check_with_its_error():
     assert list(results) == [check.__name__ for check in checks("process")]
     assert results["check_options"] is None
     assert "Wrong.alpha(t) returned a float" in str(results["check_shapes"])
+
+
+def test_a_plural_names_the_same_checks_and_a_misspelt_kind_none():
+    assert checks("processes") == checks("process")
+    with pytest.raises(UnknownComponentError, match="Did you mean 'process'"):
+        checks("proces")

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from itoflow.parametrization import Parametrization
+from itoflow.registry import kind_name
 from itoflow.spec import Spec
 from itoflow.testing import (
     attentions,
@@ -62,9 +63,13 @@ def checks(kind: str) -> tuple[Check, ...]:
     """All checks of a kind of component; a kind without mathematics of its own has those of its options.
 
     Arguments:
-        kind: `process`, `objective`, `backbone`, `sampler`, `attention`, `parametrization`, or another registered kind.
+        kind: `process`, `objective`, `backbone`, `sampler`, `attention`, `parametrization`, or another registered kind,
+            or its plural.
+
+    Raises:
+        UnknownComponentError: there is no such kind.
     """
-    return _CHECKS.get(kind, (check_options,))
+    return _CHECKS.get(kind if kind in _CHECKS else kind_name(kind), (check_options,))
 
 
 def run_checks(component: Spec) -> list[tuple[str, Exception | None]]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from itoflow import InputError, ModelFileError, NumericalError, OptionError, load
-from itoflow_train.commands import sample, train
+from itoflow_train.commands import evaluate, sample, train
 from itoflow_train.loop import build, fit
 from itoflow_train.recipe import read
 from itoflow_train.run import Run, load_run
@@ -60,6 +60,40 @@ def test_sample(trained, capsys):
     assert "samples-9.npz" in capsys.readouterr().out
     with np.load(trained / "samples-9.npz") as arrays:
         assert arrays["x"].shape == (9, 1, 8, 8)
+
+
+def test_names_of_files_with_points_stay_apart(trained, tmp_path):
+    for eta in ("0.5", "0.7"):
+        sample([str(trained), "-n", "1", "--out", str(tmp_path / f"eta{eta}")])
+    sample([str(trained), "-n", "1", "--out", str(tmp_path / "one.npz")])
+    written = {f"{name}{end}" for name in ("eta0.5", "eta0.7", "one") for end in (".npz", ".png")}
+    assert {path.name for path in tmp_path.iterdir()} == written
+
+
+def test_a_saved_model_is_sampled_too(trained, tmp_path, capsys):
+    sample([str(trained / "model"), "-n", "2", "--out", str(tmp_path / "x")])
+    with np.load(tmp_path / "x.npz") as arrays:
+        assert arrays["x"].shape == (2, 1, 8, 8)
+    with pytest.raises(InputError, match="is no run folder"):
+        evaluate([str(trained / "model")])
+
+
+def test_data_with_vectors_are_trained_on_and_not_drawn(tmp_path, recipe):
+    rng = np.random.default_rng(0)
+    x, vector = (rng.normal(size=(20, *shape)).astype(np.float32) for shape in ((1, 4, 4), (3,)))
+    np.savez(tmp_path / "data.npz", x=x, vector=vector)
+    data = json.dumps({"name": "array-file", "path": str(tmp_path / "data.npz"), "vector": True})
+    out = tmp_path / "out"
+    assert train([recipe, f"data={data}", "training.batch_size=8", "--out", str(out), "--cpu", "--quiet"]) == 0
+    assert json.loads((out / "report.json").read_text())["quality"] is None
+    with pytest.raises(InputError, match="vectors as conditions"):
+        sample([str(out), "-n", "1"])
+
+
+def test_a_judge_without_classes_is_refused_before_training(tmp_path, recipe):
+    with pytest.raises(InputError, match="needs data with classes"):
+        train([recipe, "report.judge=true", "--out", str(tmp_path / "out"), "--cpu", "--quiet"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_table_and_silence(tmp_path, capsys, recipe):

@@ -177,7 +177,7 @@ def test_bad_calls(trained, tmp_path):
             command([str(trained), option, "0"])
     with pytest.raises(InputError, match=r"at least 1\. Given: 0"):
         command([str(trained), *OPTIONS, "--probes", "0"])
-    with pytest.raises(InputError, match=r"holds no recipe\.json"):
+    with pytest.raises(InputError, match=r"is no run folder"):
         command([str(tmp_path)])
     (tmp_path / "recipe.json").write_text((trained / "recipe.json").read_text())
     with pytest.raises(ModelFileError):

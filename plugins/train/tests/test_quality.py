@@ -61,7 +61,7 @@ def test_the_baselines_of_small_data_are_those_of_large():
 
 
 def test_the_table_leaves_out_what_was_not_measured(recipe):
-    figures = {"floor": 0.1, "energy": 1.5, "copying": 1.0, "evaluations": 9, "samples_per_second": 3.0}
+    figures = {"size": 50, "floor": 0.1, "energy": 1.5, "copying": 1.0, "evaluations": 9, "samples_per_second": 3.0}
     training = {"parameters": 1, "seconds": 1.0, "loss": 0.5}
     without = table("toy", read(recipe), training, Quality(**figures))
     assert "this model" in without

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from itoflow import GenerativeModel, InputError
 from itoflow.parser import CommandParser
@@ -21,7 +22,7 @@ from itoflow_train.named import part
 from itoflow_train.pictures import drawable, picture
 from itoflow_train.quality import at_levels
 from itoflow_train.recipe import read, shipped
-from itoflow_train.report import conditions, draw_pictures, measure_quality, table
+from itoflow_train.report import check_report, conditions, draw_pictures, measure_quality, table
 from itoflow_train.run import Run, load_recipe, load_run, load_values
 from itoflow_train.values import Values
 
@@ -37,7 +38,9 @@ def train(argv: list[str]) -> int:
         epilog=f"Shipped recipes: {', '.join(shipped())}.",
     )
     parser.add_argument("recipe", help="a shipped recipe, or a YAML or JSON file")
-    parser.add_argument("override", nargs="*", metavar="key=value", help="e.g. training.steps=500 process.beta_max=10")
+    parser.add_argument(
+        "override", nargs="*", metavar="key=value", default=[], help="e.g. training.steps=500 process.beta_max=10"
+    )
     parser.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE)")
     parser.add_argument("--seed", type=int, help="the same as training.seed=SEED")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
@@ -50,15 +53,20 @@ def train(argv: list[str]) -> int:
         torch.set_num_threads(recipe.training.threads)
     model = build(recipe)
     name = Path(arguments.recipe).stem
+    check_report(recipe)
+    if not PartialState(cpu=arguments.cpu).is_main_process:  # the folder and the report are the main one's
+        fit(recipe, model, None, quiet=True, cpu=arguments.cpu)
+        return 0
     run = Run(arguments.out) if arguments.out else Run.fresh(name, Path("runs"))
     run.write_recipe(recipe)
     start = time.perf_counter()
     trained = fit(recipe, model, run, quiet=arguments.quiet, cpu=arguments.cpu)
     trained.model.save(run.path / "model")
-    draw_pictures(trained.model, recipe, run)
-    quality = measure_quality(trained.model, recipe)
     parameters = sum(p.numel() for p in trained.model.parameters())
     training = {"seconds": trained.seconds, "loss": trained.loss, "parameters": parameters}
+    run.write_json("report.json", training)
+    draw_pictures(trained.model, recipe, run)
+    quality = measure_quality(trained.model, recipe)
     total = time.perf_counter() - start
     figures = {**training, "total_seconds": total, "quality": None if quality is None else quality.to_dict()}
     run.write_json("report.json", figures)
@@ -78,7 +86,7 @@ def sample(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, help="number of time steps")
     parser.add_argument("--class", type=int, dest="label", help="class of all samples (default: the classes in turn)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="file without suffix (default: RUN/samples-N)")
+    parser.add_argument("--out", type=Path, help="file, .npz and .png are added (default: RUN/samples-N)")
     arguments = parser.parse_args(argv)
 
     model, values = load_run(arguments.run), load_values(arguments.run)
@@ -93,13 +101,14 @@ def sample(argv: list[str]) -> int:
     data = model.data if values is None else values.data
     x = x if values is None else values.leave(x)
     out = arguments.out or Path(arguments.run) / f"samples-{arguments.n}"
+    out = out.with_suffix("") if out.suffix in (".npz", ".png") else out
     arrays = {"x": x.numpy(), **{name: np.asarray(value) for name, value in (cond or {}).items()}}
     try:
-        np.savez(out.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
-        written = [out.with_suffix(".npz")]
+        written = [out.with_name(f"{out.name}.npz")]
+        np.savez(written[0], **arrays)  # type: ignore[arg-type]
         if drawable(data):
-            picture(at_levels(x, data), data).save(out.with_suffix(".png"))
-            written.append(out.with_suffix(".png"))
+            written.append(out.with_name(f"{out.name}.png"))
+            picture(at_levels(x, data), data).save(written[1])
     except OSError as error:
         raise InputError(f"Cannot write {out}: {error.strerror or error}.") from error
     print(" ".join(str(path) for path in written), file=sys.stdout)
@@ -140,7 +149,7 @@ def evaluate(argv: list[str]) -> int:
             raise InputError(f"--{name} must be at least 1. Given: {number}.")
     recipe = load_recipe(arguments.run)
     if recipe is None:
-        raise InputError(f"{arguments.run} holds no recipe.json, so its data are unknown. Give the folder of a run.")
+        raise InputError(f"{arguments.run} is no run folder, so its data are unknown. Give the folder of a run.")
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     model = load_run(arguments.run)
@@ -168,12 +177,21 @@ def evaluate(argv: list[str]) -> int:
     }
     figures = {split: found.to_dict() for split, found in parts.items()}
     text = json.dumps(figures, indent=2)
-    (Path(arguments.run) / "likelihood.json").write_text(text + "\n")
     print(text if arguments.json else likelihood_table(parts))
+    file = Path(arguments.run) / "likelihood.json"
+    try:
+        file.write_text(text + "\n")
+    except OSError as error:
+        raise InputError(f"Cannot write {file}: {error.strerror or error}. The figures are those above.") from error
     return 0
 
 
 def _conditions(model: GenerativeModel, n: int, label: int | None) -> dict[str, torch.Tensor] | None:
+    if model.data.vector is not None:
+        raise InputError(
+            "This model has vectors as conditions, which no option gives. In Python: "
+            "itoflow_train.run.load_run(RUN).sample(n, cond={'vector': ...})."
+        )
     if label is None:
         return conditions(model, max(n, 0))
     return {"class": torch.tensor(label)}

@@ -46,11 +46,11 @@ def build(recipe: Recipe) -> GenerativeModel:
     )
 
 
-def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False, cpu: bool = False) -> Trained:
+def fit(recipe: Recipe, model: GenerativeModel, run: Run | None, *, quiet: bool = False, cpu: bool = False) -> Trained:
     """Train a model on the recipe's data.
 
     Arguments:
-        run: gets metrics and checkpoints, from the main process.
+        run: gets metrics and checkpoints; None for a process that is not the main one.
         quiet: show no progress bar; there is none either when standard error is not a terminal.
         cpu: stay on the CPU.
 
@@ -108,10 +108,10 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run, *, quiet: bool = False
             now = time.perf_counter()
             speed = len(losses) * options.batch_size / (now - last)
             bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
-            if accelerator.is_main_process:
+            if run is not None:
                 run.log(step=step, loss=mean, learning_rate=rate, seconds=now - start, examples_per_second=speed)
             last, final, losses = now, mean, []
-        if step % options.checkpoint_every == 0 and step < options.steps and accelerator.is_main_process:
+        if step % options.checkpoint_every == 0 and step < options.steps and run is not None:
             run.checkpoint(_averaged(model, average.module), step)
     bar.close()
     seconds = time.perf_counter() - start

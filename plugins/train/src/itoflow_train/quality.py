@@ -79,6 +79,7 @@ class Quality:
     """The figures of a report.
 
     Arguments:
+        size: of the sets that are compared: `samples` of the report, or as many as there are.
         floor: energy distance of real data to real data, data units.
         energy: of the model's samples, over the floor.
         copying: nearest-neighbour ratio.
@@ -88,6 +89,7 @@ class Quality:
         judge_accuracy, agreement, worst_agreement: of the judge on test data, on all samples, in the worst class.
     """
 
+    size: int
     floor: float
     energy: float
     copying: float
@@ -144,6 +146,7 @@ def measure(
         sets = [draw(size, classes) for classes in asked]
     distances = nearest(at_levels(torch.cat(sets), data), train.x).median() / nearest(real, train.x).median()
     return Quality(
+        size=size,
         floor=floor,
         energy=over_floor(sets),
         gaussian=over_floor(_mixture_sets(train, size, options.sets, 1)) if options.baselines else None,
@@ -177,7 +180,9 @@ def _mixture_sets(train: Examples, size: int, sets: int, components: int) -> lis
     from sklearn.mixture import GaussianMixture
 
     given = _rows(train.x)
-    fitted = GaussianMixture(components, random_state=0, reg_covar=1e-6 * float(given.var())).fit(given)
+    fitted = GaussianMixture(min(components, len(given)), random_state=0, reg_covar=1e-6 * float(given.var())).fit(
+        given
+    )
     rows = fitted.sample(size * sets)[0]
     order = np.random.default_rng(0).permutation(len(rows))  # sklearn returns them sorted by component
     return list(torch.from_numpy(rows[order]).reshape(sets, size, *train.x.shape[1:]))

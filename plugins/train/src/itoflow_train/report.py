@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itoflow import GenerativeModel, Step
+from itoflow import GenerativeModel, InputError, Step
 from itoflow_train.pictures import Film, drawable, picture
 from itoflow_train.quality import Quality, at_levels, measure
 from itoflow_train.recipe import Recipe
@@ -26,11 +26,21 @@ def conditions(model: GenerativeModel, n: int, classes: Tensor | None = None) ->
     return {"class": torch.arange(n) % model.data.classes if classes is None else classes}
 
 
+def check_report(recipe: Recipe) -> None:
+    """Refuse, before training, a report that the data do not allow.
+
+    Raises:
+        InputError: a judge of classes, and data without.
+    """
+    if recipe.report.judge and recipe.data.spec.classes is None:
+        raise InputError("report.judge needs data with classes, e.g. data.labels=true.")
+
+
 def draw_pictures(model: GenerativeModel, recipe: Recipe, run: Run) -> None:
     """samples.png, and trajectory.gif: from the same noise, with a step for each frame."""
     values = Values.of(recipe)
     n, data = recipe.report.grid, values.data
-    if not n or not drawable(data):
+    if not n or not drawable(data) or model.data.vector is not None:
         return
     n = n if len(data.shape) == 3 else max(n, 2000)
     seed = recipe.training.seed + SEED
@@ -82,11 +92,15 @@ def table(name: str, recipe: Recipe, training: dict[str, Any], quality: Quality 
         f"{seconds:.1f} s ({steps / seconds:.1f} steps/s, {per_second:,.0f} examples/s), loss {training['loss']:.4g}"
     ]
     if quality is not None:
-        size, sets = recipe.report.samples, recipe.report.sets
+        size, sets = quality.size, recipe.report.sets
         lines += [
             "",
             "energy distance to the test data, over that of real data",
-            _line("real data", "1.00", f"{recipe.report.floor_draws} draws of {size}, distance {quality.floor:.3g}"),
+            _line(
+                "real data",
+                "1.00",
+                f"{recipe.report.floor_draws} draws of {size}, distance {quality.floor:.3g}",
+            ),
             *(
                 _line(label, f"{ratio:.2f}")
                 for label, ratio in (

@@ -80,13 +80,13 @@ def load_values(path: str | Path) -> Values | None:
 
 
 def load_recipe(path: str | Path) -> Recipe | None:
-    """The recipe of a run folder, None where there is none.
+    """The recipe of a run folder; None where there is none, as in a saved model's folder, whose file is another.
 
     Raises:
         InputError: recipe.json does not parse.
     """
     file = Path(path) / "recipe.json"
-    return read(str(file)) if file.is_file() else None
+    return read(str(file)) if file.is_file() and not (Path(path) / "manifest.json").exists() else None
 
 
 def load_run(path: str | Path) -> GenerativeModel:

@@ -44,8 +44,8 @@ class AttentionCall:
     """What is asked of a backend.
 
     Arguments:
-        query, key, value: shapes (B, H, N, K), (B, H, M, K), (B, H, M, V). Where the call
-            is read into a graph, B is 1: the graph serves any.
+        query, key, value: shapes (B, H, N, K), (B, H, M, K), (B, H, M, V). Where the call is read into a graph, B is 1:
+            the graph serves any.
         dtype, device: of all three.
         bias: shape of an additive bias that broadcasts to (B, H, N, M), or None.
         dropout: probability in [0, 1).

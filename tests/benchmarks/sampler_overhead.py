@@ -84,6 +84,14 @@ def by_hand() -> None:
         y = y + (b - a) * velocity(y, a)
 
 
+@torch.no_grad()
+def by_hand_with_noise() -> None:
+    """Euler-Maruyama as one writes it."""
+    y, ts = x, torch.linspace(0, 1, STEPS + 1)
+    for a, b in pairwise(ts):
+        y = y + (b - a) * velocity(y, a) + (b - a).sqrt() * torch.randn_like(y)
+
+
 def ours() -> Iterator[tuple[str, str, Callable[[], object]]]:
     """itoflow's samplers: on a straight path by velocity, on a preserving one by v, on an exploding one by F."""
     fields = {
@@ -165,7 +173,8 @@ def peers() -> Iterator[tuple[str, str, Callable[[], object]]]:
 
 def main() -> None:
     """Print the table."""
-    runs = [("", "network calls alone", calls), ("one step", "Euler written by hand", by_hand), *ours(), *peers()]
+    hand = [("Euler written by hand", by_hand), ("Euler-Maruyama written by hand", by_hand_with_noise)]
+    runs = [("", "network calls alone", calls), *(("one step", *run) for run in hand), *ours(), *peers()]
     for _, _, run in runs:
         run()
     times = {name: [] for _, name, _ in runs}

@@ -93,8 +93,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         raise ModelFileError(
             f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {_MANIFEST}."
         )
-    if not (folder / _MANIFEST).exists() and (inside := sorted(folder.glob(f"*/{_MANIFEST}"))):
-        raise ModelFileError(f"No saved model at {folder}, but inside it: {', '.join(str(p.parent) for p in inside)}.")
+    if not (folder / _MANIFEST).exists() and (inside := _inside(folder)):
+        raise ModelFileError(f"No saved model at {folder}, but inside it: {', '.join(map(str, inside))}.")
     _verify(folder)
     saved = _read_json(folder / _RECIPE)
     if not isinstance(saved.get("format"), int) or saved["format"] > FORMAT:
@@ -131,6 +131,11 @@ def _device(given: str | torch.device) -> torch.device:
         return torch.device(given)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device is one of torch, e.g. 'cpu' or 'cuda'. Given: {given!r}.") from error
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The saved models in a folder, or in its folders: checkpoints of a run, say."""
+    return sorted(found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/{_MANIFEST}"))
 
 
 def _adopt_dtypes(field: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -123,9 +123,10 @@ def test_no_folder(saved: Path, name: str) -> None:
 
 
 def test_a_folder_around_it(saved: Path) -> None:
-    with pytest.raises(ModelFileError) as caught:
-        itoflow.load(saved.parent)
-    assert str(caught.value) == f"No saved model at {saved.parent}, but inside it: {saved}."
+    for folder in (saved.parent, saved.parent.parent):
+        with pytest.raises(ModelFileError) as caught:
+            itoflow.load(folder)
+        assert str(caught.value) == f"No saved model at {folder}, but inside it: {saved}."
 
 
 def test_no_path(saved: Path) -> None:

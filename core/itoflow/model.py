@@ -27,7 +27,7 @@ from itoflow.errors import (
 from itoflow.field import Field, NetworkField, kind_of
 from itoflow.interpolant import InterpolantProcess
 from itoflow.likelihood import Likelihood, LikelihoodOptions, ODEOptions
-from itoflow.loop import Callback
+from itoflow.loop import Callback, check_callback
 from itoflow.noise import Generators
 from itoflow.objective import Objective, PathObjective
 from itoflow.process import ProcessSpec
@@ -153,6 +153,7 @@ class GenerativeModel(nn.Module):
             NumericalError: values became non-finite.
             SpecError: the sampler returns another shape than x's.
         """
+        check_callback(callback)
         n, like = self._count(n, x), self._like()
         chosen = self._sampler(sampler, steps)
         if x is None and chosen.starts_at(self.process) < self.process.t_max:

@@ -139,17 +139,18 @@ def test_bad_calls(trained, tmp_path, recipe):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("options", "says"),
     [
-        (["digits", "--seed", "1", "trainin.steps=3"], "no option 'trainin'.* mean 'training'"),
-        (["digits", "--nope"], "unrecognized arguments: --nope.* See `itoflow train --help`"),
-        ([], "arguments are required: recipe"),
+        (["--seed", "1", "trainin.steps=3"], "no option 'trainin'.* mean 'training'"),
+        (["--nope"], "unrecognized arguments: --nope.* See `itoflow train --help`"),
     ],
 )
-def test_a_command_line_that_train_does_not_understand(argv, says):
+def test_a_command_line_that_train_does_not_understand(recipe, options, says):
     """Overrides may follow options."""
     with pytest.raises(OptionError, match=says):
-        train(argv)
+        train([recipe, *options])
+    with pytest.raises(OptionError, match="arguments are required: recipe"):
+        train([])
 
 
 def test_a_loss_that_explodes_is_named(tmp_path, recipe):

@@ -112,32 +112,31 @@ class AttentionCall:
         given: Any = scale
         if given is not None and (isinstance(given, Tensor) or not math.isfinite(given)):
             raise InputError(f"scale must be a finite number; to learn one, multiply q by it. Given: {given}.")
+        graph = into_graph()
         bias_gradient = torch.is_grad_enabled() and bias is not None and bias.requires_grad
         gradient = bias_gradient or (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)))
         return cls(
-            _sizes(q),
-            _sizes(k),
-            _sizes(v),
+            _sizes(q, graph),
+            _sizes(k, graph),
+            _sizes(v, graph),
             dtype=q.dtype,
             device=q.device,
-            bias=None if bias is None else _sizes(bias),
+            bias=None if bias is None else _sizes(bias, graph),
             dropout=dropout,
             second_order=_mode.second_order,
             scale=scale,
             gradient=gradient,
             bias_gradient=bias_gradient,
-            traced=into_graph() or under_func(),
+            traced=graph or under_func(),
         )
 
 
-def _sizes(x: Tensor) -> tuple[int, ...]:
+def _sizes(x: Tensor, graph: bool) -> tuple[int, ...]:
     """The shape as integers, also where torch.compile would leave a size open, as the choice may depend on it.
 
-    All but the batch's, which is 1 then: a graph for each batch size would be one for the last batch of a data set too.
+    All but the batch's, which is 1 in a graph: a graph for each would be one for the last batch of a data set too.
     """
-    if into_graph():
-        return tuple(operator.index(size) if i or x.ndim < 4 else 1 for i, size in enumerate(x.shape))
-    return tuple(operator.index(size) for size in x.shape)
+    return tuple(1 if graph and i == x.ndim - 4 else operator.index(size) for i, size in enumerate(x.shape))
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -164,8 +164,7 @@ class NetworkField(Field):
 
     def _interpolant(self, k: InterpolantKernel, x: Tensor, times: Tensor, cond: Conditions) -> InterpolantPrediction:
         ends = (k.alpha.square() + k.beta.square()) * self.data_std**2
-        scale = (ends + k.gamma.square()).rsqrt() if self.parametrization.scale_input else torch.ones_like(ends)
-        scaled = (x * scale.to(x.dtype)).to(self._dtype(x))
+        scaled = (x * self.parametrization.scale_of(ends + k.gamma.square()).to(x.dtype)).to(self._dtype(x))
         if not self.parametrization.score:
             return InterpolantPrediction(self._call(scaled, times, cond).to(x.dtype), None, k)
         velocity, noise = self._call(torch.cat([scaled, scaled], 1), times, cond).to(x.dtype).chunk(2, 1)

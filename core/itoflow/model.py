@@ -27,7 +27,7 @@ from itoflow.errors import (
 from itoflow.field import Field, NetworkField, kind_of
 from itoflow.interpolant import InterpolantProcess
 from itoflow.likelihood import Likelihood, LikelihoodOptions, ODEOptions
-from itoflow.loop import Callback, check_callback
+from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.objective import Objective, PathObjective
 from itoflow.process import ProcessSpec
@@ -153,18 +153,19 @@ class GenerativeModel(nn.Module):
             NumericalError: values became non-finite.
             SpecError: the sampler returns another shape than x's.
         """
-        check_callback(callback)
-        n, like = self._count(n, x), self._like()
+        bar = Progress() if progress else None
+        n, like, watch = self._count(n, x), self._like(), together(callback, bar)
         chosen = self._sampler(sampler, steps)
-        if x is None and chosen.starts_at(self.process) < self.process.t_max:
+        first, t_max = chosen.starts_at(self.process), self.process.t_max
+        if x is None and first < t_max:
             raise InputError(
-                f"The sampler's own times start at {chosen.starts_at(self.process):g}, and the prior is x at t_max = "
-                f"{self.process.t_max:g}. Start the times there, or pass x at the first of them, sample(x=...)."
+                f"The sampler's own times start at {first:g}, and the prior is x at t_max = {t_max:g}. Start the times "
+                "there, or pass x at the first of them, sample(x=...)."
             )
         conditions = self.data.conditions(cond, n, like.device)
-        with evaluating(self), Progress() if progress else nullcontext() as bar:
+        with evaluating(self), bar or nullcontext():
             start = self._start(n, x, like, generator)
-            end = chosen(self.field, start, conditions, generator=generator, callback=together(callback, bar))
+            end = chosen(self.field, start, conditions, generator=generator, callback=watch)
             return _shaped("The samples of", chosen, end, start.shape)
 
     def log_prob(

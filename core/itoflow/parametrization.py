@@ -79,9 +79,11 @@ class Parametrization(Spec):
 
     def input_scale(self, k: Kernel) -> Tensor:
         """What multiplies x before it enters the network: the kernel's shape, per data unit."""
-        if not self.scale_input:
-            return torch.ones_like(k.alpha)
-        return (k.sigma.square() + (k.alpha * self.data_std).square()).rsqrt()
+        return self.scale_of(k.sigma.square() + (k.alpha * self.data_std).square())
+
+    def scale_of(self, variance: Tensor) -> Tensor:
+        """What multiplies x of this variance, data units, before it enters the network: the same shape."""
+        return variance.rsqrt() if self.scale_input else torch.ones_like(variance)
 
     def determinant(self, k: Kernel) -> Tensor:
         """D of equation (2); zero where the output determines neither x0 nor eps."""

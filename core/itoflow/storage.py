@@ -36,7 +36,7 @@ FORMAT = 1
 _COMPILED = "_orig_mod."
 """What torch.compile puts before the names of a module's weights."""
 
-_RECIPE, _WEIGHTS, _MANIFEST = "recipe.json", "model.safetensors", "manifest.json"
+_RECIPE, _WEIGHTS, MANIFEST = "recipe.json", "model.safetensors", "manifest.json"
 
 
 def save(model: GenerativeModel, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -54,7 +54,7 @@ def save(model: GenerativeModel, path: str | os.PathLike[str], *, overwrite: boo
     recipe = {"format": FORMAT, "model": model.recipe, "distributions": _provenance(model.recipe)}
     if target.exists() and not overwrite:
         raise ModelFileError(f"{target} exists. Choose another path, or pass overwrite=True.")
-    if target.exists() and not (target / _MANIFEST).is_file():
+    if target.exists() and not (target / MANIFEST).is_file():
         raise ModelFileError(f"{target} exists and is no saved model, so it is not overwritten. Choose another path.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +65,8 @@ def save(model: GenerativeModel, path: str | os.PathLike[str], *, overwrite: boo
         (temporary / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
         save_file(_weights(model), temporary / _WEIGHTS)
         digests = {name: _sha256(temporary / name) for name in (_RECIPE, _WEIGHTS)}
-        (temporary / _MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
-        for name in (_RECIPE, _WEIGHTS, _MANIFEST):
+        (temporary / MANIFEST).write_text(json.dumps(digests, indent=2) + "\n")
+        for name in (_RECIPE, _WEIGHTS, MANIFEST):
             _flush(temporary / name)
         temporary.chmod(0o755)
         _replace(temporary, target)
@@ -90,10 +90,8 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
     """
     folder, place = _path(path), _device(device)
     if not folder.is_dir():
-        raise ModelFileError(
-            f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {_MANIFEST}."
-        )
-    if not (folder / _MANIFEST).exists() and (inside := _inside(folder)):
+        raise ModelFileError(f"No saved model at {folder}: a model is a folder with {_RECIPE}, {_WEIGHTS}, {MANIFEST}.")
+    if not (folder / MANIFEST).exists() and (inside := _inside(folder)):
         raise ModelFileError(f"No saved model at {folder}, but inside it: {', '.join(map(str, inside))}.")
     _verify(folder)
     saved = _read_json(folder / _RECIPE)
@@ -135,7 +133,7 @@ def _device(given: str | torch.device) -> torch.device:
 
 def _inside(folder: Path) -> list[Path]:
     """The saved models in a folder, or in its folders: checkpoints of a run, say."""
-    return sorted(found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/{_MANIFEST}"))
+    return sorted(found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/{MANIFEST}"))
 
 
 def _adopt_dtypes(field: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
@@ -161,15 +159,15 @@ def _weights(model: GenerativeModel) -> dict[str, torch.Tensor]:
 
 
 def _verify(folder: Path) -> None:
-    digests = _read_json(folder / _MANIFEST)
+    digests = _read_json(folder / MANIFEST)
     if set(digests) != {_RECIPE, _WEIGHTS}:
-        raise ModelFileError(f"{folder / _MANIFEST} is damaged: it must name {_RECIPE} and {_WEIGHTS}. Copy it again.")
+        raise ModelFileError(f"{folder / MANIFEST} is damaged: it must name {_RECIPE} and {_WEIGHTS}. Copy it again.")
     for name, digest in digests.items():
         if not (folder / name).is_file():
             raise ModelFileError(f"{folder} is incomplete: {name} is missing. Copy the whole folder again.")
         if _sha256(folder / name) != digest:
             raise ModelFileError(
-                f"{folder / name} is damaged: its sha256 is not the one in {_MANIFEST}. Copy it again from its source."
+                f"{folder / name} is damaged: its sha256 is not the one in {MANIFEST}. Copy it again from its source."
             )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from itoflow import GenerativeModel, InputError, load
+from itoflow.storage import MANIFEST
 from itoflow_train.recipe import Recipe, read
 from itoflow_train.values import Values
 
@@ -86,7 +87,7 @@ def load_recipe(path: str | Path) -> Recipe | None:
         InputError: recipe.json does not parse.
     """
     file = Path(path) / "recipe.json"
-    return read(str(file)) if file.is_file() and not (Path(path) / "manifest.json").exists() else None
+    return read(str(file)) if file.is_file() and not (Path(path) / MANIFEST).exists() else None
 
 
 def load_run(path: str | Path) -> GenerativeModel:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from itoflow import DataSpec
 from itoflow_attention.chunked import Chunked
+from itoflow_unet import winograd
 from itoflow_unet.diffusers_config import from_config
 from itoflow_unet.diffusers_weights import from_state
 from itoflow_unet.norm import Norm
@@ -47,6 +48,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     ours = from_config(theirs.config, data).build(data)
     ours.load_state_dict(from_state(ours, theirs.state_dict()))
     apart = patch.object(Norm, "silu", lambda norm, x, then: then(F.silu(nn.GroupNorm.forward(norm, x))))
+    direct = patch.object(winograd, "faster", lambda x, weight: False)
     fused = patch.object(Chunked, "preference_for", lambda backend, call: backend.preference)
 
     def without(change: object) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -61,6 +63,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
         "itoflow": lambda x, t: ours(x, t, {}),
         "norm and SiLU apart": without(apart),
         "torch's attention": without(fused),
+        "direct convolutions": without(direct),
     }
 
 

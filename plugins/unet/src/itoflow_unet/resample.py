@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from itoflow_unet.winograd import Conv2d
+
+CONVOLUTIONS = (nn.Conv1d, Conv2d, nn.Conv3d)
 _POOLS = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 _CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)

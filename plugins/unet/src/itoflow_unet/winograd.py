@@ -94,8 +94,9 @@ class _Convolution(torch.autograd.Function):
             d_weight = F.conv2d(x.transpose(0, 1), dy.transpose(0, 1), padding=1).transpose(0, 1) if of_weight else None
             return d_x, d_weight, d_bias
         dy = dy.contiguous(memory_format=torch.channels_last)
-        d_x = convolved(dy, evaluated(weight.flip(2, 3))) if of_x else None
-        return d_x, weight_gradient(x, dy) if of_weight else None, d_bias
+        d_weight = weight_gradient(x, dy) if of_weight else None
+        del x  # it may have been computed again for this
+        return convolved(dy, evaluated(weight.flip(2, 3))) if of_x else None, d_weight, d_bias
 
 
 def convolved(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:

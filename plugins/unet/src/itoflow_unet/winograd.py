@@ -42,9 +42,9 @@ SIDE = 16
 """Positions along a side whose tiles are transformed by one matrix."""
 PIECE = 2**21
 """Numbers of a transformed piece of a map, which is computed at once."""
-FEW_CHANNELS, FEW_PAIRS, FEW_NUMBERS = 64, 2**13, 2**13
-"""With fewer channels on either side, or fewer pairs of them, or fewer numbers at a place (the tiles computed at once
-times the fewer channels), nothing is gained."""
+FEW_CHANNELS, FEW_NUMBERS = 128, 2**13
+"""With fewer channels on either side, or fewer numbers at a place (the tiles computed at once times the fewer
+channels), little or nothing is gained."""
 
 
 class Conv2d(nn.Conv2d):
@@ -75,7 +75,7 @@ def faster(x: Tensor, weight: Tensor) -> bool:
         return False
     tiles = batch * (min(height, SIDE) // OUT) * (min(width, SIDE) // OUT)
     narrow = min(inside, outside)
-    return narrow >= FEW_CHANNELS and inside * outside >= FEW_PAIRS and tiles * narrow >= FEW_NUMBERS
+    return narrow >= FEW_CHANNELS and tiles * narrow >= FEW_NUMBERS
 
 
 class _Convolution(torch.autograd.Function):

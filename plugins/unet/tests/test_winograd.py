@@ -69,6 +69,20 @@ def test_second_derivatives():
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
 
 
+def test_gradients_are_in_float32_where_the_backward_pass_is_called_under_autocast():
+    conv, _ = pair(4, 6)
+    x = maps(2, 4, 8, 8).requires_grad_()
+
+    def gradients(autocast):
+        loss = conv(x).square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return torch.autograd.grad(loss, [x, conv.weight])
+
+    with patch.object(winograd, "faster", lambda *_: True):
+        for under, apart in zip(gradients(True), gradients(False), strict=True):
+            assert torch.equal(under, apart)
+
+
 def test_frozen_weights_and_inputs_get_no_gradient():
     conv, _ = pair(4, 6)
     conv.weight.requires_grad_(False)

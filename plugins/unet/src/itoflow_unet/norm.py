@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from itoflow.transforms import into_graph, under_func
+from itoflow_unet.layout import channels_together
 from itoflow_unet.unet import UNet
 
 WIDE = torch.float32, torch.float64
@@ -61,10 +61,7 @@ class Norm(nn.GroupNorm):
 
     def _in_one_step(self, x: Tensor) -> bool:
         """Where that is faster: on a CPU, channels together; of narrow numbers, for a gradient only."""
-        if transformed() or x.device.type != "cpu" or x.ndim != 4:
-            return False
-        fits = x.requires_grad if torch.is_grad_enabled() else x.dtype in WIDE
-        return fits and x.is_contiguous(memory_format=torch.channels_last)
+        return channels_together(x) and (x.requires_grad if torch.is_grad_enabled() else x.dtype in WIDE)
 
     def _step(self, x: Tensor, silu: bool) -> Tensor:
         y: Tensor = _Norm.apply(x, self.weight, self.bias, self.num_groups, self.eps, silu)  # type: ignore[no-untyped-call]
@@ -133,11 +130,3 @@ def _gradient(
     shape = *x.shape[:2], x[0, 0].numel(), mean.shape[1]
     dx, dw, dw_0 = torch.ops.aten.native_group_norm_backward(g, x, mean, r, weight, *shape, [True, True, True])
     return dx.to(given[0]), dw.to(given[1]), dw_0.to(given[2])
-
-
-def transformed() -> bool:
-    """Inside what sees plain steps only.
-
-    That is what reads them into a graph, torch.func, and forward-mode differentiation.
-    """
-    return into_graph() or torch.autograd.forward_ad._current_level >= 0 or under_func()

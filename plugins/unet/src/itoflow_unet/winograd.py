@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from itoflow.transforms import into_graph, under_func
+from itoflow_unet.layout import channels_together
 
 OUT, KERNEL, PLACES = 4, 3, 6
 """Outputs, weights and inputs of a tile, along a side."""
@@ -64,11 +64,7 @@ class Conv2d(nn.Conv2d):
 
 def faster(x: Tensor, weight: Tensor) -> bool:
     """Whether F(4x4, 3x3) takes x (B, in, H, W), and takes less time than the direct sum."""
-    if into_graph() or under_func() or torch.autograd.forward_ad._current_level >= 0:
-        return False
-    if x.ndim != 4 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    if not x.dtype == weight.dtype == torch.float32 or not x.is_contiguous(memory_format=torch.channels_last):
+    if not channels_together(x) or torch.is_autocast_enabled("cpu") or not x.dtype == weight.dtype == torch.float32:
         return False
     (batch, inside, height, width), outside = x.shape, weight.shape[0]
     if inside != weight.shape[1] or height % OUT or width % OUT:
@@ -94,9 +90,10 @@ class _Convolution(torch.autograd.Function):
             d_weight = F.conv2d(x.transpose(0, 1), dy.transpose(0, 1), padding=1).transpose(0, 1) if of_weight else None
             return d_x, d_weight, d_bias
         dy = dy.contiguous(memory_format=torch.channels_last)
-        d_weight = weight_gradient(x, dy) if of_weight else None
-        del x  # it may have been computed again for this
-        return convolved(dy, evaluated(weight.flip(2, 3))) if of_x else None, d_weight, d_bias
+        with torch.autocast("cpu", enabled=False):  # whatever the backward pass is called in
+            d_weight = weight_gradient(x, dy) if of_weight else None
+            del x  # it may have been computed again for this
+            return convolved(dy, evaluated(weight.flip(2, 3))) if of_x else None, d_weight, d_bias
 
 
 def convolved(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:

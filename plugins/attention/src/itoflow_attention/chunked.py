@@ -6,7 +6,8 @@ few numbers as its columns, where matrix libraries are slow. Forward, block by b
 
     S = k^T q scale + bias,   L = logsumexp(S) over keys,   P = exp(S - L),   out = v (P * Z)
 
-S is shifted by its maximum over keys before exp, unless |q| |k| scale bounds it by `SAFE`, on a CPU and without bias.
+S and L are held times log2(e), so that P = 2^(S - L): on some CPUs torch computes powers of 2 several times as fast as
+exp. S is shifted by its maximum over keys first, unless |q| |k| scale bounds it by `SAFE`, on a CPU and without bias.
 
 Only q, k, v, bias, out and L are kept. Backward, with P computed again and dO the gradient of out:
 
@@ -48,6 +49,7 @@ time of `sdpa`."""
 FEW_LOGITS, MANY_HEADS = 2**16, 32
 """In two threads that holds for up to so many logits a head and from so many heads a thread on; elsewhere it takes up
 to 1.25 of the time."""
+LOG2_E = math.log2(math.e)
 BEHIND = -5
 """A preference below that of `math`."""
 SAFE = 40.0
@@ -224,19 +226,19 @@ class _Blocks(torch.autograd.Function):
             parts = *map(cut.by_heads, (k.mT, v)), *map(cut.by_queries, (q, out, top, total))
             blocks = zip(cut.logits(q), *parts, cut.of_bias(bias), strict=True)
             for number, (weights, k_, v_, q_, out_, top_, total_, bias_) in enumerate(blocks):
-                torch.baddbmm(weights, k_, q_, beta=0, alpha=plan.scale, out=weights)
+                torch.baddbmm(weights, k_, q_, beta=0, alpha=plan.scale * LOG2_E, out=weights)
                 if bias_ is not None:
-                    _like(bias_, weights).add_(bias_)
+                    _like(bias_, weights).add_(bias_, alpha=LOG2_E)
                 if shifts:
                     torch.amax(weights, 1, keepdim=True, out=top_)
                     if bias_ is not None:
                         top_.masked_fill_(top_ == -torch.inf, 0)
                     weights.sub_(top_)
-                torch.sum(weights.exp_(), 1, keepdim=True, out=total_)
+                torch.sum(weights.exp2_(), 1, keepdim=True, out=total_)
                 if plan.dropout:
                     weights.mul_(plan.mask(weights, number))
                 torch.bmm(v_, weights, out=out_)
-            log_sum = total.log().add_(top if shifts else 0)
+            log_sum = total.log2().add_(top if shifts else 0)
             out.div_(total if bias is None else total.masked_fill_(total == 0, 1))
         return out.unflatten(0, shape).mT.to(given), log_sum, out
 
@@ -259,7 +261,7 @@ class _Blocks(torch.autograd.Function):
             log_sum = log_sum.masked_fill(log_sum == -torch.inf, torch.inf)
         with torch.autocast(q.device.type, enabled=False):
             d = (_positions_last(d_out, dtype) * out).sum(1, keepdim=True)
-            q1, d_o1 = _with_row(q, -log_sum, dtype, plan.scale), _with_row(d_out, -d, dtype)
+            q1, d_o1 = _with_row(q, -log_sum, dtype, plan.scale * LOG2_E), _with_row(d_out, -d, dtype)
             k1, v1 = (_with_row(x, 1, dtype) for x in (k, v))
             d_q, d_k, d_v = (x.new_empty(x.shape[0], x.shape[1] - 1, x.shape[2]) for x in (q1, k1, v1))
             blocks = zip(
@@ -273,8 +275,8 @@ class _Blocks(torch.autograd.Function):
                 first = number % len(cut.places) == 0
                 torch.bmm(k1_, q1_, out=p)
                 if b_ is not None:
-                    _like(b_, p).add_(b_)
-                p.exp_()
+                    _like(b_, p).add_(b_, alpha=LOG2_E)
+                p.exp2_()
                 if plan.dropout:
                     mask = plan.mask(p, number)
                     _add_product(d_v_, d_o_, (p * mask).mT, first)
@@ -289,6 +291,7 @@ class _Blocks(torch.autograd.Function):
                 if d_b_ is not None:
                     d_b_ += _like(d_b_, d_s).sum_to_size(d_b_.shape)
             d_q *= plan.scale
+            d_k /= LOG2_E
         d_bias = None if d_bias is None else d_bias.reshape(bias_shape).to(given)
         d_q, d_k, d_v = (x.unflatten(0, shape).mT.to(given) for x in (d_q, d_k, d_v))
         return d_q, d_k, d_v, d_bias, None

@@ -48,7 +48,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     ours = from_config(theirs.config, data).build(data)
     ours.load_state_dict(from_state(ours, theirs.state_dict()))
     apart = patch.object(Norm, "silu", lambda norm, x, then: then(F.silu(nn.GroupNorm.forward(norm, x))))
-    direct = patch.object(winograd, "faster", lambda x, weight: False)
+    direct, tiles = (patch.object(winograd, "pace", lambda pace=pace: pace) for pace in (0.0, math.inf))
     fused = patch.object(Chunked, "preference_for", lambda backend, call: backend.preference)
 
     def without(change: object) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -64,6 +64,7 @@ def networks() -> dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
         "norm and SiLU apart": without(apart),
         "torch's attention": without(fused),
         "direct convolutions": without(direct),
+        "Winograd's convolutions": without(tiles),
     }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -126,47 +126,49 @@ def test_only_needed_gradients_are_given() -> None:
     assert (k.grad, v.grad, bias.grad) == (None, None, None)
 
 
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+def training(*shape: int, dtype: torch.dtype = torch.float32) -> AttentionCall:
+    return AttentionCall(shape, shape, shape, dtype, torch.device("cpu"), gradient=True)
 
 
-def training(*shape: int) -> AttentionCall:
-    return AttentionCall(shape, shape, shape, torch.float32, torch.device("cpu"), gradient=True)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "backend"),
+    [
+        ((16, 8, 64, 8), torch.float32, Chunked),
+        ((16, 8, 64, 8), torch.bfloat16, Chunked),
+        ((15, 8, 64, 8), torch.float32, SDPA),
+        ((64, 32, 32, 8), torch.float32, SDPA),
+        ((16, 8, 64, 9), torch.float32, SDPA),
+        ((16, 4, 256, 32), torch.float32, Chunked),
+        ((16, 4, 256, 32), torch.bfloat16, SDPA),
+        ((15, 4, 256, 32), torch.float32, SDPA),
+        ((16, 4, 256, 33), torch.float32, SDPA),
+    ],
+)
+def test_auto_takes_it_where_many_logits_come_from_small_heads(
+    shape: tuple[int, ...], dtype: torch.dtype, backend: type[Attention]
+) -> None:
+    assert isinstance(choose_attention("auto", training(*shape, dtype=dtype)), backend)
 
 
-@pytest.mark.parametrize("head", [8, 9])
-def test_auto_takes_it_for_small_heads_in_training_on_a_cpu(head: int, threads: Callable[[int], None]) -> None:
-    """And where it would not be faster, or would break a graph, it does not."""
-    threads(1)
-    call = training(2, 2, 64, head)
-    assert isinstance(choose_attention("auto", call), Chunked if head == 8 else SDPA)
-    for change in (
+@pytest.mark.parametrize(
+    "change",
+    [
         {"gradient": False},
         {"traced": True},
         {"bias": (64, 64)},
         {"dtype": torch.float64},
         {"device": torch.device("mps")},
-    ):
-        assert isinstance(choose_attention("auto", replace(call, **change)), SDPA)
-
-
-@pytest.mark.parametrize(
-    ("shape", "backend"), [((16, 4, 64, 8), Chunked), ((15, 4, 64, 8), SDPA), ((16, 4, 512, 8), SDPA)]
+    ],
+    ids=str,
 )
-def test_in_two_threads_auto_takes_it_for_many_short_heads(
-    shape: tuple[int, ...], backend: type[Attention], threads: Callable[[int], None]
-) -> None:
-    threads(2)
-    assert isinstance(choose_attention("auto", training(*shape)), backend)
+def test_auto_takes_it_in_plain_training_on_a_cpu_only(change: dict[str, Any]) -> None:
+    assert isinstance(choose_attention("auto", replace(training(16, 8, 64, 8), **change)), SDPA)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_gradients_of_each_example_under_vmap() -> None:
     """`auto` takes another backend there, small heads or not: `chunked` has no rule for vmap."""
-    q, k, v = (torch.randn(3, 2, 2, 64, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    q, k, v = (torch.randn(2, 8, 16, 64, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
 
     def value(q: Tensor) -> Tensor:
         return attention(q, k[0], v[0]).square().sum()

@@ -94,7 +94,8 @@ def test_frozen_weights_and_inputs_get_no_gradient():
     assert conv.bias.grad is not None
 
 
-def test_it_is_used_where_it_is_faster_only():
+def test_it_is_used_where_it_is_faster_only(monkeypatch):
+    monkeypatch.setattr(winograd, "pace", lambda: 1.0)
     weight, x = torch.zeros(128, 128, 3, 3), maps(16, 128, 16, 16)
     assert faster(x, weight)
     assert not faster(x.contiguous(), weight)
@@ -105,6 +106,12 @@ def test_it_is_used_where_it_is_faster_only():
     with torch.autocast("cpu", torch.bfloat16):
         assert not faster(x, weight)
     assert not torch.func.vmap(lambda x: torch.tensor(faster(x, weight)), out_dims=None)(x[None])
+    monkeypatch.setattr(winograd, "pace", lambda: 0.4)
+    assert not faster(x, weight)
+
+
+def test_the_pace_of_products_is_measured_once():
+    assert 0 < winograd.pace() == winograd.pace()
 
 
 @pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"padding": 0}, {"padding": 2, "dilation": 2}])

@@ -43,12 +43,12 @@ from itoflow_attention.layout import four
 from itoflow_attention.math import Math
 
 _SEEDS = 2**62
-SMALL_HEAD, MANY_KEYS = 8, 64
-"""With heads of at most so many numbers, and at least so many keys, a training step on a CPU takes 0.6 to 1.0 of the
-time of `sdpa`."""
-FEW_LOGITS, MANY_HEADS = 2**16, 32
-"""In two threads that holds for up to so many logits a head and from so many heads a thread on; elsewhere it takes up
-to 1.25 of the time."""
+MANY_KEYS = 64
+SMALL_HEAD, SMALL_HEAD_LOGITS = 8, 2**19
+"""With heads of at most so many numbers, at least so many keys, and so many logits in all examples and heads, a
+training step on a CPU takes 0.1 to 0.8 of the time of `sdpa`."""
+MIDDLE_HEAD, MIDDLE_HEAD_LOGITS = 32, 2**22
+"""So many in float32: 0.3 to 0.85; of narrow numbers up to 1.5."""
 LOG2_E = math.log2(math.e)
 BEHIND = -5
 """A preference below that of `math`."""
@@ -75,11 +75,12 @@ class Chunked(Attention):
         """Before `sdpa` where it is faster; last where a graph is read, or vmap sees through all but its blocks."""
         if call.traced:
             return BEHIND
-        (batch, heads, queries, _), keys, threads = call.query, call.key[2], torch.get_num_threads()
-        small = max(call.key[3], call.value[3]) <= SMALL_HEAD and keys >= MANY_KEYS and call.bias is None
-        shared = threads == 1 or (queries * keys <= FEW_LOGITS and batch * heads >= MANY_HEADS * threads)
-        plain = call.device.type == "cpu" and call.dtype != torch.float64 and call.gradient
-        return 30 if small and shared and plain else self.preference
+        (batch, heads, queries, _), keys = call.query, call.key[2]
+        size, logits = max(call.key[3], call.value[3]), batch * heads * queries * keys
+        small = size <= SMALL_HEAD and logits >= SMALL_HEAD_LOGITS
+        middle = size <= MIDDLE_HEAD and logits >= MIDDLE_HEAD_LOGITS and call.dtype == torch.float32
+        plain = call.device.type == "cpu" and call.dtype != torch.float64 and call.bias is None and call.gradient
+        return 30 if (small or middle) and keys >= MANY_KEYS and plain else self.preference
 
     def __call__(
         self,

@@ -24,7 +24,9 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -45,6 +47,9 @@ PIECE = 2**21
 FEW_CHANNELS, FEW_NUMBERS = 128, 2**13
 """With fewer channels on either side, or fewer numbers at a place (the tiles computed at once times the fewer
 channels), little or nothing is gained."""
+SLOW_PRODUCTS = 0.75
+"""Nor where products of matrices run at less than this part of the pace of direct sums, as with matrix libraries that
+leave a processor's widest instructions to others."""
 
 
 class Conv2d(nn.Conv2d):
@@ -71,7 +76,28 @@ def faster(x: Tensor, weight: Tensor) -> bool:
         return False
     tiles = batch * (min(height, SIDE) // OUT) * (min(width, SIDE) // OUT)
     narrow = min(inside, outside)
-    return narrow >= FEW_CHANNELS and tiles * narrow >= FEW_NUMBERS
+    return narrow >= FEW_CHANNELS and tiles * narrow >= FEW_NUMBERS and pace() >= SLOW_PRODUCTS
+
+
+@lru_cache
+@torch.inference_mode()
+def pace() -> float:
+    """Multiplications a second in products of matrices over those in direct sums, on this machine: measured once."""
+    channels = FEW_CHANNELS
+    x = torch.zeros(4, channels, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(channels, channels, KERNEL, KERNEL).contiguous(memory_format=torch.channels_last)
+    rows = torch.zeros(KERNEL * KERNEL * x[:, 0].numel(), channels)
+    kinds: tuple[Callable[[], Tensor], ...] = (
+        lambda: F.conv2d(x, weight, padding=1),
+        lambda: rows @ weight[:, :, 0, 0],
+    )
+    best = [math.inf, math.inf]
+    for _ in range(6):
+        for kind, run in enumerate(kinds):
+            start = time.perf_counter()
+            run()
+            best[kind] = min(best[kind], time.perf_counter() - start)
+    return best[0] / best[1]
 
 
 class _Convolution(torch.autograd.Function):

@@ -44,7 +44,7 @@ def machine_paths(root: Path) -> list[str]:
 def test_metadata_is_complete(distribution: Path, project: Callable[[Path], dict[str, Any]]) -> None:
     table = project(distribution)
     assert table["description"].endswith(".")
-    assert (table["license"], table["readme"]) == ("MIT", "README.md")
+    assert (table["license"], table["license-files"], table["readme"]) == ("MIT", ["LICENSE"], "README.md")
     assert table["keywords"] == sorted(table["keywords"])
     assert table["dependencies"] == sorted(table["dependencies"])
 
@@ -56,6 +56,7 @@ def test_core_and_plugins_agree(root: Path, plugin: Path, project: Callable[[Pat
     assert bound(core["version"]) in table["dependencies"]
     shared = ("version", "requires-python", "authors", "classifiers")
     assert {key: table[key] for key in shared} == {key: core[key] for key in shared}
+    assert (plugin / "LICENSE").read_bytes() == (root / "LICENSE").read_bytes()  # each distribution carries its own
 
 
 def test_bounds_on_siblings_and_torch_agree(

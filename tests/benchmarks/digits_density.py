@@ -67,7 +67,7 @@ def trained(changes: list[str], steps: int) -> tuple[dict[Split, Evaluation], fl
     recipe = recipe.replace(data=Fold() if recipe.training.dequantise else Gaussianised(source=Fold()))
     start = time.process_time()
     with TemporaryDirectory() as folder:
-        model = fit(recipe, build(recipe), Run(Path(folder) / "run"), quiet=True, cpu=True).model
+        model = fit(recipe, build(recipe), Run.new(Path(folder) / "run"), quiet=True, cpu=True).model
     seconds, values = time.process_time() - start, Values.of(recipe)
     found: dict[Split, Evaluation] = {
         split: evaluate(model, values, values.source.load(split)[:300], draws=2, check=1, divergence="hutchinson")

@@ -149,17 +149,18 @@ def test_a_command_line_that_train_does_not_understand(recipe, options, says):
     """Overrides may follow options."""
     with pytest.raises(OptionError, match=says):
         train([recipe, *options])
-    with pytest.raises(OptionError, match="arguments are required: recipe"):
-        train([])
+    for arguments in ([], ["--resume", "run", recipe], ["--resume", "run", "--seed", "1"]):
+        with pytest.raises(OptionError, match="takes a recipe and its options, or --resume RUN"):
+            train(arguments)
 
 
 def test_a_loss_that_explodes_is_named(tmp_path, recipe):
     changed = read(recipe, ["training.learning_rate=1e30", "training.clip=null", "training.warmup=0"])
     with pytest.raises(NumericalError, match=r"between steps .* Lower training.learning_rate"):
-        fit(changed, build(changed), Run(tmp_path / "run"), quiet=True, cpu=True)
+        fit(changed, build(changed), Run.new(tmp_path / "run"), quiet=True, cpu=True)
 
 
 def test_dequantisation_needs_levels(tmp_path, recipe):
     changed = read(recipe, ["data=two-moons", "training.dequantise=true"])
     with pytest.raises(InputError, match="no levels"):
-        fit(changed, build(changed), Run(tmp_path / "run"), quiet=True, cpu=True)
+        fit(changed, build(changed), Run.new(tmp_path / "run"), quiet=True, cpu=True)

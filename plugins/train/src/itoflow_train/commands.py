@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-from itoflow import GenerativeModel, InputError
+from itoflow import GenerativeModel, InputError, OptionError
 from itoflow.parser import CommandParser
 from itoflow_data import Split
 from itoflow_train.evaluation import BATCH, CHECKED, Evaluation
@@ -24,6 +26,7 @@ from itoflow_train.quality import at_levels
 from itoflow_train.recipe import read, shipped
 from itoflow_train.report import check_report, conditions, draw_pictures, measure_quality, table
 from itoflow_train.run import Run, load_recipe, load_run, load_values
+from itoflow_train.state import last_state
 from itoflow_train.values import Values
 
 LIMIT = 400
@@ -37,31 +40,47 @@ def train(argv: list[str]) -> int:
         "Train the model of a recipe and report the quality of its samples.",
         epilog=f"Shipped recipes: {', '.join(shipped())}.",
     )
-    parser.add_argument("recipe", help="a shipped recipe, or a YAML or JSON file")
+    parser.add_argument("recipe", nargs="?", help="a shipped recipe, or a YAML or JSON file")
     parser.add_argument(
         "override", nargs="*", metavar="key=value", default=[], help="e.g. training.steps=500 process.beta_max=10"
     )
     parser.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, from its last state")
     parser.add_argument("--seed", type=int, help="the same as training.seed=SEED")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     arguments = parser.parse_intermixed_args(argv)
 
+    resumed = arguments.resume is not None
+    if resumed == (arguments.recipe is not None) or (resumed and (arguments.out or arguments.seed is not None)):
+        raise OptionError(
+            "itoflow train takes a recipe and its options, or --resume RUN, whose recipe and folder are there already. "
+            "See `itoflow train --help`."
+        )
     overrides = [*arguments.override, *([] if arguments.seed is None else [f"training.seed={arguments.seed}"])]
-    recipe = read(arguments.recipe, overrides)
+    main = PartialState(cpu=arguments.cpu).is_main_process
+    run = Run.interrupted(arguments.resume) if resumed else None
+    recipe = read(str(arguments.resume / "recipe.json") if resumed else arguments.recipe, overrides)
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     model = build(recipe)
-    name = Path(arguments.recipe).stem
+    name = arguments.resume.name if resumed else Path(arguments.recipe).stem
     check_report(recipe)
-    if not PartialState(cpu=arguments.cpu).is_main_process:  # the folder and the report are the main one's
-        fit(recipe, model, None, quiet=True, cpu=arguments.cpu)
+    if run is None and main:
+        run = Run.new(arguments.out) if arguments.out else Run.fresh(name, Path("runs"))
+        run.write_recipe(recipe)
+    (run,) = broadcast_object_list([run])  # the folder that the main process found
+    if not main:  # the report is the main one's
+        fit(recipe, model, run, resume=resumed, quiet=True, cpu=arguments.cpu)
         return 0
-    run = Run(arguments.out) if arguments.out else Run.fresh(name, Path("runs"))
-    run.write_recipe(recipe)
     start = time.perf_counter()
-    trained = fit(recipe, model, run, quiet=arguments.quiet, cpu=arguments.cpu)
-    trained.model.save(run.path / "model")
+    try:
+        trained = fit(recipe, model, run, resume=resumed, quiet=arguments.quiet, cpu=arguments.cpu)
+    except KeyboardInterrupt:
+        if last_state(run.state):
+            print(f"Interrupted. To go on: itoflow train --resume {run.path}", file=sys.stderr)
+        raise
+    trained.model.save(run.path / "model", overwrite=resumed)
     parameters = sum(p.numel() for p in trained.model.parameters())
     training = {"seconds": trained.seconds, "loss": trained.loss, "parameters": parameters}
     run.write_json("report.json", training)
@@ -70,6 +89,7 @@ def train(argv: list[str]) -> int:
     total = time.perf_counter() - start
     figures = {**training, "total_seconds": total, "quality": None if quality is None else quality.to_dict()}
     run.write_json("report.json", figures)
+    shutil.rmtree(run.state, ignore_errors=True)
     if not arguments.quiet:
         written = ", ".join(sorted(entry.name for entry in run.path.iterdir()))
         print(table(name, recipe, training, quality))

@@ -10,12 +10,14 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
 from itoflow import GenerativeModel, InputError, NetworkField, NumericalError, compose
 from itoflow_train.ema import moving_average
 from itoflow_train.recipe import Recipe, TrainingOptions
 from itoflow_train.run import Run
+from itoflow_train.state import load_state, save_state
 from itoflow_train.values import Values
 
 
@@ -46,16 +48,20 @@ def build(recipe: Recipe) -> GenerativeModel:
     )
 
 
-def fit(recipe: Recipe, model: GenerativeModel, run: Run | None, *, quiet: bool = False, cpu: bool = False) -> Trained:
+def fit(
+    recipe: Recipe, model: GenerativeModel, run: Run, *, resume: bool = False, quiet: bool = False, cpu: bool = False
+) -> Trained:
     """Train a model on the recipe's data.
 
     Arguments:
-        run: gets metrics and checkpoints; None for a process that is not the main one.
+        run: gets metrics, checkpoints and the state to go on from, written by the main process; the same for all.
+        resume: go on from the last state of the run.
         quiet: show no progress bar; there is none either when standard error is not a terminal.
         cpu: stay on the CPU.
 
     Raises:
-        InputError: a batch that does not divide among the processes; dequantisation of continuous data.
+        InputError: a batch that does not divide among the processes; dequantisation of continuous data; a run that
+            cannot go on, see `itoflow_train.state.load_state`.
         NumericalError: the loss became non-finite; names the step.
     """
     options = recipe.training
@@ -71,18 +77,28 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run | None, *, quiet: bool 
     optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), options.learning_rate, betas=options.betas)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     average = moving_average(model.field, options.ema)
+    accelerator.register_for_checkpointing(average)
     seed = options.seed * 1_000_003 + accelerator.process_index
     generator = torch.Generator(accelerator.device).manual_seed(seed)
     examples = examples.to(accelerator.device)
-    batches = examples.batches(share, torch.Generator().manual_seed(seed))
+    done, before, losses = 0, 0.0, list[Tensor]()
+    if resume:
+        own = load_state(accelerator, run.state)
+        done, before, losses = own["step"], own["seconds"], list(own["losses"].to(accelerator.device))
+        generator.set_state(own["noise"])
+        if accelerator.is_main_process:
+            run.rewind(done)
+    batches = examples.batches(share, torch.Generator().manual_seed(seed), start=done)
     bar = tqdm(
         total=options.steps,
+        initial=done,
         unit="step",
         disable=True if quiet or not accelerator.is_main_process else None,
         leave=False,
     )
-    start, last, losses = time.perf_counter(), time.perf_counter(), []
-    for step in range(1, options.steps + 1):
+    last, logged = time.perf_counter(), done
+    start = last - before
+    for step in range(done + 1, options.steps + 1):
         batch = next(batches)
         x = values.enter(values.noisy(batch.x, generator))
         rate = options.learning_rate * schedule(options, step)
@@ -106,13 +122,21 @@ def fit(recipe: Recipe, model: GenerativeModel, run: Run | None, *, quiet: bool 
                     f"training.learning_rate (now {options.learning_rate:g}), or clip the gradient more."
                 )
             now = time.perf_counter()
-            speed = len(losses) * options.batch_size / (now - last)
+            speed = (step - logged) * options.batch_size / (now - last)
             bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
-            if run is not None:
+            if accelerator.is_main_process:
                 run.log(step=step, loss=mean, learning_rate=rate, seconds=now - start, examples_per_second=speed)
-            last, final, losses = now, mean, []
-        if step % options.checkpoint_every == 0 and step < options.steps and run is not None:
-            run.checkpoint(_averaged(model, average.module), step)
+            last, logged, final, losses = now, step, mean, []
+        if step % options.checkpoint_every == 0 and step < options.steps:
+            if accelerator.is_main_process:
+                run.checkpoint(_averaged(model, average.module), step)
+            kept = torch.stack(losses) if losses else torch.empty(0)
+            seconds = time.perf_counter() - start
+            save_state(
+                accelerator,
+                run.state,
+                {"step": step, "seconds": seconds, "losses": kept, "noise": generator.get_state()},
+            )
     bar.close()
     seconds = time.perf_counter() - start
     return Trained(_averaged(model, average.module), seconds, final)

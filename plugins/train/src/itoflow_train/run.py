@@ -3,6 +3,7 @@
 recipe.json      the recipe, complete with every default
 metrics.jsonl    one JSON object per logged step
 checkpoints/     step-000500/, ...: saved models, averaged weights
+state/           what an interrupted run goes on from; see `itoflow_train.state`
 model/           the saved model at the end
 samples.png      a grid of samples
 trajectory.gif   the same samples from noise to data
@@ -21,27 +22,32 @@ from typing import Any
 from itoflow import GenerativeModel, InputError, load
 from itoflow.storage import MANIFEST
 from itoflow_train.recipe import Recipe, read
+from itoflow_train.state import last_state
 from itoflow_train.values import Values
 
 
 class Run:
-    """A run folder, created empty.
-
-    Arguments:
-        path: of the folder; it must not exist, or be empty.
-
-    Raises:
-        InputError: the folder exists and is not empty, or cannot be made.
-    """
+    """A run folder."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.state = path, path / "state"
+
+    @classmethod
+    def new(cls, path: Path) -> Run:
+        """A folder that does not exist, or is empty.
+
+        Raises:
+            InputError: the folder exists and is not empty, or cannot be made.
+        """
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"Cannot make the run folder {path}: {error.strerror or error}.") from error
         if any(path.iterdir()):
-            raise InputError(f"The run folder {path} is not empty. Choose another by --out.")
+            raise InputError(
+                f"The run folder {path} is not empty. Choose another by --out, or go on by --resume {path}."
+            )
+        return cls(path)
 
     @classmethod
     def fresh(cls, name: str, root: Path) -> Run:
@@ -50,7 +56,22 @@ class Run:
         while path.exists():
             number += 1
             path = root / f"{name}-{number}"
-        return cls(path)
+        return cls.new(path)
+
+    @classmethod
+    def interrupted(cls, path: Path) -> Run:
+        """One that training can go on in.
+
+        Raises:
+            InputError: there is no run, it is complete, or it was left before its first checkpoint.
+        """
+        if load_recipe(path) is None:
+            raise InputError(f"{path} is no run folder, so there is nothing to go on with. See `itoflow train --help`.")
+        run = cls(path)
+        if last_state(run.state) is None:
+            why = "it is complete" if (path / "model").is_dir() else "it was left before its first checkpoint"
+            raise InputError(f"{path} has no state to go on from: {why}. Start another run: itoflow train RECIPE.")
+        return run
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one JSON file of the folder."""
@@ -64,6 +85,12 @@ class Run:
         """One line of metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Take lines after this step off metrics.jsonl: they come again."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+        file.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
 
     def checkpoint(self, model: GenerativeModel, step: int) -> Path:
         """checkpoints/step-NNNNNN."""

@@ -27,6 +27,8 @@ from itoflow_unet.unet import UNet
 WIDE = torch.float32, torch.float64
 """Dtypes for which normalising maps as they lie, channels together, and computing them again in place of keeping them,
 is faster."""
+FEW_POSITIONS = 1024
+"""Of maps with fewer, torch takes up to eight times as long for narrow numbers, channels together, as for float32."""
 FAR = 4.0
 """The largest |mean| / deviation for which torch's variance of maps with channels together, E[x^2] - E[x]^2, is good to
 1e-5."""
@@ -74,13 +76,15 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
         shape = x.shape[0], x.shape[1], x[0, 0].numel(), groups, eps
-        y, mean, r = torch.native_group_norm(x, weight, bias, *shape)
+        widen = x.dtype not in WIDE and shape[2] < FEW_POSITIONS
+        x_, weight_, bias_ = (value.float() if widen else value for value in (x, weight, bias))
+        y, mean, r = torch.native_group_norm(x_, weight_, bias_, *shape)
         if not ((mean * r).abs() <= FAR).all():
             y, mean, r = torch.native_group_norm(x.contiguous(), weight, bias, *shape)
             y = y.contiguous(memory_format=torch.channels_last)
         ctx.save_for_backward(x, weight, bias, mean, r)
         ctx.groups, ctx.eps, ctx.silu, ctx.left = groups, eps, silu, None
-        return F.silu(y, inplace=True) if silu else y
+        return (F.silu(y, inplace=True) if silu else y).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,12 +10,15 @@ A table with history has it as the rows of a matrix H (`itoflow.slots` says whic
 network's output has in it. Then the network's input and the state are a product each,
 
     v = p u + q H + r z,   u <- a u + b H + c z                                                (2)
+
+Where no row has q or r, the state is carried as s u with s = p of the row to come, and is then the network's input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -93,6 +96,8 @@ class Folded:
     steps: Sequence[Any]
     slots: int = 0
     """How many the history has."""
+    scales: Sequence[float] = ()
+    """s of the state as it is carried with a history, before each row and behind the last, where it is 1."""
 
 
 def folded(table: Table, field: Field, like: Tensor) -> Folded:
@@ -102,8 +107,9 @@ def folded(table: Table, field: Field, like: Tensor) -> Folded:
         solved = field.solved(table.rows, like)
         if table.depth <= 1:
             return Folded(solved, sums(table, solved))
+        rows, scales = carried(products(table, solved))
         held = slots(table.rows)
-        return Folded(solved, turns(table, solved, held, like), held.count)
+        return Folded(solved, turns(rows, held, like), held.count, scales)
 
     return kept(table, field, like, make)
 
@@ -149,10 +155,24 @@ def products(table: Table, solved: Solved) -> list[Product]:
     return found
 
 
-def turns(table: Table, solved: Solved, held: Slots, like: Tensor) -> list[Turn]:
-    """`products` on slots."""
+def carried(rows: list[Product]) -> tuple[list[Product], list[float]]:
+    """The rows with the state as the network's input, where it is that but for its scale; and the scales."""
+    scales = [1.0] * (len(rows) + 1)
+    if all(row.p and not row.r and not any(row.q) for row in rows):
+        scales[:-1] = [row.p for row in rows]
+    found = [
+        row._replace(
+            p=row.p / here, a=row.a * after / here, c=row.c * after, b=tuple(weight * after for weight in row.b)
+        )
+        for row, (here, after) in zip(rows, pairwise(scales), strict=True)
+    ]
+    return found, scales
+
+
+def turns(rows: list[Product], held: Slots, like: Tensor) -> list[Turn]:
+    """`Product`s on slots."""
     found = list[Turn]()
-    for i, (p, r, a, c, by_v, by_y, q, b) in enumerate(products(table, solved)):
+    for i, (p, r, a, c, by_v, by_y, q, b) in enumerate(rows):
         slot, on_input, on_state = held.places[i], held.spread(i - 1, q), held.spread(i, b)
         if r:
             on_input[slot] = r

@@ -3,7 +3,7 @@
 `itoflow.folding` says what equations (1) and (2) are, once for each table and kind of field. The history H has as many
 slots as outputs are needed at once (`itoflow.slots`), k for a method of k steps, and the noise that enters an input is
 drawn into the slot that the output is about to fill. So a run holds the state, the network's input and output, and
-the history: k + 3 tensors of the sample's size at most, made once.
+the history: k + 3 tensors of the sample's size at most, made once, and k + 2 where the input is the state itself.
 """
 
 from __future__ import annotations
@@ -183,11 +183,14 @@ def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Nois
 
 
 def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, show: Show | None) -> Tensor:
-    """Equation (2); one more row of the matrix is for v until the call is made, and then for z."""
-    rows = torch.zeros(fold.slots + 1, u.numel(), dtype=u.dtype, device=u.device)
-    slots, flat, history, all_rows = [row.view(u.shape) for row in rows], u.view(-1), rows[:-1].t(), rows.t()
-    used = z = slots.pop()
+    """Equation (2); one more row of the matrix, where it is needed, is for v until the call is made, and then for z."""
+    more = any(step.apart or step.q is not None or step.c for step in fold.steps)
+    rows = torch.zeros(fold.slots + more, u.numel(), dtype=u.dtype, device=u.device)
+    slots, flat, history, all_rows = [row.view(u.shape) for row in rows], u.view(-1), rows[: fold.slots].t(), rows.t()
+    used = z = slots[-1]
     flat_used = rows[-1]
+    if fold.scales[0] != 1:
+        u.mul_(fold.scales[0])
     for i, (label, step) in enumerate(zip(fold.solved.labels, fold.steps, strict=True)):
         place, p, p_tensor, apart, q, r, early, a, forget, b, c, by_v, by_y = step
         slot = slots[place]
@@ -220,7 +223,7 @@ def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, 
         elif a != 1:
             u.mul_(a)
         if show is not None:
-            show(i, u.clone(), v, y)
+            show(i, u / fold.scales[i + 1], v, y)
         del y
     return u
 

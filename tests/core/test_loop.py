@@ -99,7 +99,7 @@ def test_memory_is_at_most_order_and_three_tensors(depth, noise, inner):
         run_table(adams(depth, 12, noise=noise, inner=inner), field, x, generator=seeded(1))
     with Peak(x) as many:
         run_table(adams(depth, 13, noise=noise, inner=inner), field, x, generator=seeded(1))
-    assert few.peak <= depth + 3
+    assert few.peak <= depth + (2 if depth > 1 and not noise else 3)  # then the state is the network's input
     assert many.peak == few.peak
     assert many.made - few.made == 1
 

@@ -15,6 +15,7 @@ from itoflow.loop import run_table
 from itoflow.parametrization import Parametrization
 from itoflow.prediction import GaussianPrediction
 from itoflow.testing import GaussianOracle, MixtureOracle
+from itoflow.testing.memory import Peak, Scaled
 from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared, UndeclaredOracle, exact_field, seeded
 from itoflow.testing.samplers import Watched
 from itoflow_samplers import auto
@@ -127,6 +128,18 @@ def test_a_run_cut_short_has_the_times_of_a_longer_one():
             assert len(found) == calls
             assert all(min(a, b) - 1e-9 <= w <= max(a, b) + 1e-9 for w, a, b in zip(found, low, high, strict=False))
             assert found[-1] < end
+
+
+@pytest.mark.parametrize("process", [Preserving(), Straight(), Exploding()], ids=repr)
+@pytest.mark.parametrize("calls", [6, 12, 33, 64])
+def test_memory_is_at_most_order_and_three_tensors(process, calls):
+    """Of order 4: 3, corrected at the next evaluation."""
+    field = NetworkField(Scaled(), process, Parametrization(prediction="x0", data_std=0.5))
+    x, run = torch.randn(16, 100, generator=seeded(0)), Auto(steps=calls)
+    run(field, x)  # makes the table, which is kept
+    with Peak(x) as held:
+        run(field, x)
+    assert held.peak <= 4 + 3
 
 
 def test_a_process_that_is_not_gaussian_is_run_in_its_velocity():

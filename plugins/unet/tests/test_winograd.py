@@ -114,6 +114,24 @@ def test_the_pace_of_products_is_measured_once():
     assert 0 < winograd.pace() == winograd.pace()
 
 
+def test_a_default_device_and_dtype_of_torch_change_nothing():
+    conv, exact = pair(4, 6)
+    x = maps(2, 4, 8, 8)
+    constants = winograd._matrices, winograd._blocks, winograd.pace
+    for constant in constants:
+        constant.cache_clear()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"), patch.object(winograd, "faster", lambda *_: True):
+            assert winograd.pace() > 0
+            y = conv(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        for constant in constants:
+            constant.cache_clear()
+    torch.testing.assert_close(y.double(), exact(x.double()), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"padding": 0}, {"padding": 2, "dilation": 2}])
 def test_other_convolutions_stay_torchs(options):
     conv = Conv2d(8, 8, 3, **options)

@@ -28,14 +28,17 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from itoflow_unet.layout import channels_together
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 OUT, KERNEL, PLACES = 4, 3, 6
 """Outputs, weights and inputs of a tile, along a side."""
@@ -50,6 +53,16 @@ channels), little or nothing is gained."""
 SLOW_PRODUCTS = 0.75
 """Nor where products of matrices run at less than this part of the pace of direct sums, as with matrix libraries that
 leave a processor's widest instructions to others."""
+
+
+def _once(make: Callable[P, T]) -> Callable[P, T]:
+    """Computes a value once, on the CPU whatever torch's default device is, and outside inference mode."""
+
+    def computed(*of: P.args, **options: P.kwargs) -> T:
+        with torch.inference_mode(False), torch.device("cpu"):
+            return make(*of, **options)
+
+    return cast(Callable[P, T], lru_cache(wraps(make)(computed)))
 
 
 class Conv2d(nn.Conv2d):
@@ -79,14 +92,13 @@ def faster(x: Tensor, weight: Tensor) -> bool:
     return narrow >= FEW_CHANNELS and tiles * narrow >= FEW_NUMBERS and pace() >= SLOW_PRODUCTS
 
 
-@lru_cache
-@torch.inference_mode()
+@_once
 def pace() -> float:
     """Multiplications a second in products of matrices over those in direct sums, on this machine: measured once."""
     channels = FEW_CHANNELS
-    x = torch.zeros(4, channels, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
-    weight = torch.zeros(channels, channels, KERNEL, KERNEL).contiguous(memory_format=torch.channels_last)
-    rows = torch.zeros(KERNEL * KERNEL * x[:, 0].numel(), channels)
+    x = torch.zeros(4, channels, SIDE, SIDE).float().contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(channels, channels, KERNEL, KERNEL).float().contiguous(memory_format=torch.channels_last)
+    rows = torch.zeros(KERNEL * KERNEL * x[:, 0].numel(), channels).float()
     kinds: tuple[Callable[[], Tensor], ...] = (
         lambda: F.conv2d(x, weight, padding=1),
         lambda: rows @ weight[:, :, 0, 0],
@@ -201,8 +213,7 @@ class _Matrices:
     """G along both sides, (36, 9)."""
 
 
-@lru_cache
-@torch.inference_mode(False)
+@_once
 def _matrices() -> _Matrices:
     infinity = torch.eye(PLACES, dtype=torch.float64)
 
@@ -216,8 +227,7 @@ def _matrices() -> _Matrices:
     return _Matrices(b, a, a.T.float().contiguous(), torch.kron(g, g).float())
 
 
-@lru_cache
-@torch.inference_mode(False)
+@_once
 def _blocks(side: int) -> tuple[_Block, ...]:
     found = []
     for start in range(0, side, SIDE):

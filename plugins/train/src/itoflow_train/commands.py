@@ -64,7 +64,7 @@ def train(argv: list[str]) -> int:
     if recipe.training.threads is not None:
         torch.set_num_threads(recipe.training.threads)
     model = build(recipe)
-    name = arguments.resume.name if resumed else Path(arguments.recipe).stem
+    name = arguments.resume.resolve().name if resumed else Path(arguments.recipe).stem
     check_report(recipe)
     if run is None and main:
         run = Run.new(arguments.out) if arguments.out else Run.fresh(name, Path("runs"))

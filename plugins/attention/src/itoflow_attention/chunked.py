@@ -223,11 +223,12 @@ class _Blocks(torch.autograd.Function):
         q, k, v = (_positions_last(x, dtype) for x in (q, k, v))
         out, top, total = (q.new_empty(q.shape[0], rows, q.shape[2]) for rows in (v.shape[1], 1, 1))
         shifts = bias is not None or not _reach(q, k) * abs(plan.scale) <= SAFE  # so too where it is NaN
+        scale = plan.scale * LOG2_E
         with torch.autocast(q.device.type, enabled=False):
             parts = *map(cut.by_heads, (k.mT, v)), *map(cut.by_queries, (q, out, top, total))
             blocks = zip(cut.logits(q), *parts, cut.of_bias(bias), strict=True)
             for number, (weights, k_, v_, q_, out_, top_, total_, bias_) in enumerate(blocks):
-                torch.baddbmm(weights, k_, q_, beta=0, alpha=plan.scale * LOG2_E, out=weights)
+                torch.baddbmm(weights, k_, q_, beta=0, alpha=scale, out=weights)
                 if bias_ is not None:
                     _like(bias_, weights).add_(bias_, alpha=LOG2_E)
                 if shifts:

@@ -61,7 +61,7 @@ def fit(
 
     Raises:
         InputError: a batch that does not divide among the processes; dequantisation of continuous data; a run that
-            cannot go on, see `itoflow_train.state.load_state`.
+            cannot go on, see `Run.last_state` and `itoflow_train.state.load_state`.
         NumericalError: the loss became non-finite; names the step.
     """
     options = recipe.training
@@ -83,7 +83,7 @@ def fit(
     examples = examples.to(accelerator.device)
     done, before, losses = 0, 0.0, list[Tensor]()
     if resume:
-        own = load_state(accelerator, run.state)
+        own = load_state(accelerator, run.last_state())
         done, before, losses = own["step"], own["seconds"], list(own["losses"].to(accelerator.device))
         generator.set_state(own["noise"])
         if accelerator.is_main_process:

@@ -68,10 +68,20 @@ class Run:
         if load_recipe(path) is None:
             raise InputError(f"{path} is no run folder, so there is nothing to go on with. See `itoflow train --help`.")
         run = cls(path)
-        if last_state(run.state) is None:
-            why = "it is complete" if (path / "model").is_dir() else "it was left before its first checkpoint"
-            raise InputError(f"{path} has no state to go on from: {why}. Start another run: itoflow train RECIPE.")
+        run.last_state()
         return run
+
+    def last_state(self) -> Path:
+        """The folder that training goes on from.
+
+        Raises:
+            InputError: there is none, as the run is complete, or was left before its first checkpoint.
+        """
+        found = last_state(self.state)
+        if found is None:
+            why = "it is complete" if (self.path / "model").is_dir() else "it was left before its first checkpoint"
+            raise InputError(f"{self.path} has no state to go on from: {why}. Start another run: itoflow train RECIPE.")
+        return found
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write one JSON file of the folder."""

@@ -38,28 +38,28 @@ def save_state(accelerator: Accelerator, folder: Path, own: Own) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def load_state(accelerator: Accelerator, folder: Path) -> Own:
-    """Take up the last state in `folder`, all processes together; what this process had added.
+def load_state(accelerator: Accelerator, state: Path) -> Own:
+    """Take up a complete state, all processes together; what this process had added.
 
     Raises:
-        InputError: there is none, or it was left by another number of processes, or on another kind of device.
+        InputError: it was left by another number of processes, or on another kind of device.
     """
-    done = last_state(folder)
-    if done is None:
-        raise InputError(f"{folder.parent} has no state to go on from: it was left before its first checkpoint.")
-    file = done / _file(accelerator)
-    here, there = _of(accelerator), torch.load(next(done.glob("process-*.pt")), map_location="cpu", weights_only=True)
+    here, there = _of(accelerator), _own(next(state.glob("process-*.pt")))
     if different := [name for name, value in here.items() if there[name] != value]:
         was, now = (", ".join(f"{name} = {of[name]}" for name in different) for of in (there, here))
-        raise InputError(f"{folder.parent} was left with {was}, and goes on with the same only. Here: {now}.")
-    accelerator.load_state(str(done))
-    own: Own = torch.load(file, map_location="cpu", weights_only=True)
-    return own
+        raise InputError(f"{state} was left with {was}, and goes on with the same only. Here: {now}.")
+    accelerator.load_state(str(state))
+    return _own(state / _file(accelerator))
 
 
 def last_state(folder: Path) -> Path | None:
     """The folder of the last complete state, None where there is none."""
     return max(folder.glob("step-*[0-9]"), default=None, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _own(file: Path) -> Own:
+    own: Own = torch.load(file, map_location="cpu", weights_only=True)
+    return own
 
 
 def _of(accelerator: Accelerator) -> Own:

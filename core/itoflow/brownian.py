@@ -11,6 +11,9 @@ leaves, and the depth is such that those of one run do; two runs that ask for th
 sampler whose noise is an increment of such a path follows it however many steps it takes. Cutting into octaves spends
 the same effort on a noise of size 1e-6 as on one of size 1, as diffusion times need.
 
+An increment is a sum of the xi on the ways to both ends, with weights that are numbers: it is formed in the tensor it
+is wanted in with one more for the xi, and nothing of the size of a sample is kept from one to the next.
+
 References:
     Le mouvement brownien plus fort que le theoreme central limite (Levy, 1940), for (1).
     Scalable Gradients for Stochastic Differential Equations (Li et al., 2020), https://arxiv.org/abs/2001.01328,
@@ -22,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +37,21 @@ DEPTH = 20
 _FORGOTTEN = 64
 """Octaves this far below another add less than float64 resolves."""
 _MASK = (1 << 64) - 1
+_KINDS = ("whole", "middle", "leaf")
+
+
+class Place(NamedTuple):
+    """Of one xi in the tree.
+
+    Arguments:
+        octave: k.
+        node: of the stretch in the octave's binary tree, 1 the whole, 2 n and 2 n + 1 the halves of n.
+        kind: whole, the increment over the octave; middle, of the midpoint of a stretch; leaf, of a time in one.
+    """
+
+    octave: int
+    node: int = 1
+    kind: Literal["whole", "middle", "leaf"] = "whole"
 
 
 class Brownian:
@@ -50,45 +69,58 @@ class Brownian:
         self._streams = [torch.Generator(g.device) for g in given]
         self._one = not isinstance(generator, Sequence)
         self._depth = _depth(readings)
-        self._last: tuple[float, Tensor] | None = None
 
     def increment(self, start: float, end: float, out: Tensor) -> Tensor:
         """(B(end) - B(start)) / sqrt(end - start) in `out`: standard normal, start < end."""
-        before = self._last[1] if self._last is not None and self._last[0] == start else self._within(start, out)
-        after = self._within(end, out)
-        self._last = end, after
+        weights, size = self._weights(start, end), math.sqrt(end - start)
+        other = torch.empty_like(out)
+        for i, (place, weight) in enumerate(weights.items()):
+            if i:
+                out.add_(self._xi(place, other), alpha=weight / size)
+            else:
+                self._xi(place, out).mul_(weight / size)
+        return out
+
+    def _weights(self, start: float, end: float) -> dict[Place, float]:
+        """B(end) - B(start) is the sum of these places' xi, times what they are given."""
         low, high = _octave(start), _octave(end)
-        if low == high:
-            torch.sub(after, before, out=out)
-        else:
-            out.copy_(after)
-            for k in range(max(low, high - _FORGOTTEN), high):
-                out.add_(self._xi(torch.empty_like(out), k, 1), alpha=2 ** (k / 2))
-            if low >= high - _FORGOTTEN:
-                out.sub_(before)
-        return out.mul_((end - start) ** -0.5)
+        found = self._within(end)
+        if low >= high - _FORGOTTEN:
+            for place, weight in self._within(start).items():
+                found[place] = found.get(place, 0.0) - weight
+        for k in range(max(low, high - _FORGOTTEN), high):
+            found[Place(k)] = found.get(Place(k), 0.0) + 2 ** (k / 2)
+        return found
 
-    def _within(self, s: float, like: Tensor) -> Tensor:
-        """B(s) - B(2^k) for s in the octave [2^k, 2^(k+1))."""
-        k, low = _octave(s), torch.zeros_like(like)
-        fraction, width, node = _fraction(s), 1.0, 1
+    def _within(self, s: float) -> dict[Place, float]:
+        """B(s) - B(2^k) for s in the octave [2^k, 2^(k+1)), as `_weights`.
+
+        A value between two ends is a sum of both, (1) says what an end that is a midpoint is a sum of, and so on from
+        the leaf up to the octave, at whose lower end the value is 0.
+        """
+        k, fraction = _octave(s), _fraction(s)
         if fraction == 0:
-            return low
-        high = self._xi(torch.empty_like(like), k, node)
+            return {}
+        node, turns = 1, list[bool]()
         for _ in range(self._depth):
-            middle = self._xi(torch.empty_like(like), k, node, "middle").mul_(math.sqrt(width) / 2)
-            middle.add_(low, alpha=0.5).add_(high, alpha=0.5)
-            width, fraction, right = width / 2, 2 * fraction % 1, 2 * fraction >= 1
+            fraction, right = 2 * fraction % 1, 2 * fraction >= 1
+            turns.append(right)
             node = 2 * node + right
-            low, high = (middle, high) if right else (low, middle)
-        leaf = self._xi(torch.empty_like(like), k, node, "leaf").mul_(math.sqrt(fraction * (1 - fraction) * width))
-        return leaf.add_(low, alpha=1 - fraction).add_(high, alpha=fraction).mul_(2 ** (k / 2))
+        scale, width = 2 ** (k / 2), 0.5**self._depth
+        found = {Place(k, node, "leaf"): scale * math.sqrt(fraction * (1 - fraction) * width)}
+        low, high = 1 - fraction, fraction
+        for right in reversed(turns):
+            node, width, middle = node // 2, 2 * width, low if right else high
+            found[Place(k, node, "middle")] = scale * middle * math.sqrt(width) / 2
+            low, high = (middle / 2, high + middle / 2) if right else (low + middle / 2, middle / 2)
+        found[Place(k)] = scale * high
+        return found
 
-    def _xi(self, out: Tensor, k: int, node: int, which: str = "whole") -> Tensor:
-        """Standard normal noise of one place in the tree."""
-        place = _mixed(_mixed(k & _MASK) ^ node ^ ("whole", "middle", "leaf").index(which) << 62)
+    def _xi(self, place: Place, out: Tensor) -> Tensor:
+        """Standard normal noise, a function of the seed and the place."""
+        number = _mixed(_mixed(place.octave & _MASK) ^ place.node ^ _KINDS.index(place.kind) << 62)
         for stream, root in zip(self._streams, self._roots, strict=True):
-            stream.manual_seed(_mixed(root ^ place))
+            stream.manual_seed(_mixed(root ^ number))
         return fill(out, self._streams[0] if self._one else self._streams)
 
 

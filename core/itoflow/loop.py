@@ -173,12 +173,14 @@ def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Nois
         elif keep == 0:  # not 0 u + b y: u may be larger than 1 / rounding
             torch.mul(y, b, out=u)
         else:
-            u = torch.add(y * b, u, alpha=keep)
+            u.mul_(keep).add_(y, alpha=b)
+        if show is None:
+            y = v  # frees the output, for the next one or for what a path needs
         if c:
             u.add_(z if r else noise.draw(i, z), alpha=c)
         if show is not None:
             show(i, u * s, v, y)
-        del y  # before the next one is made
+            del y
     return u if s == 1 else u.mul_(s)
 
 
@@ -215,6 +217,8 @@ def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, 
             torch.add(y, v, alpha=by_v, out=slot)
         else:
             torch.add(v, y, alpha=by_y, out=slot)
+        if show is None:
+            y = v
         if c:
             noise.draw(i, z)
             flat.addmv_(all_rows, b, beta=a)
@@ -224,7 +228,7 @@ def _run_with_history(fold: Folded, network: Evaluate, u: Tensor, noise: Noise, 
             u.mul_(a)
         if show is not None:
             show(i, u / fold.scales[i + 1], v, y)
-        del y
+            del y
     return u
 
 

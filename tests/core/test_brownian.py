@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 
 from itoflow.brownian import Brownian
+from itoflow.testing.memory import Peak
 from itoflow.testing.problems import seeded
 
 READINGS = (0.0, 1e-4, 0.3, 0.31, 1.0, 1.5, 2.7, 2.75, 900.0)
@@ -46,6 +47,25 @@ def test_readings_close_together_are_distinct_and_right():
     motion = Brownian(seeded(0), readings, like)
     z = torch.stack([motion.increment(a, b, torch.empty_like(like)) for a, b in pairwise(readings)])
     assert bool((z @ z.T / n - torch.eye(3)).abs().max() < 5 * (2 / n) ** 0.5)
+
+
+def test_any_finite_clock_is_right_in_any_dtype():
+    """Samplers' clocks reach e^700, far beyond float32; 20,000 paths, unit variance within 5 standard errors."""
+    n, readings = 20_000, (0.0, 1e-300, 1.0, 1e30, 1e300, 1.1e300)
+    for dtype in (torch.float32, torch.float64):
+        like = torch.empty(n, dtype=dtype)
+        motion = Brownian(seeded(0), readings, like)
+        z = torch.stack([motion.increment(a, b, torch.empty_like(like)) for a, b in pairwise(readings)])
+        assert bool((z @ z.T / n - torch.eye(5, dtype=dtype)).abs().max() < 5 * (2 / n) ** 0.5)
+
+
+def test_an_increment_is_formed_in_its_place_with_one_tensor_more():
+    out = torch.empty(1000)
+    motion = Brownian(seeded(0), READINGS, out)
+    for a, b in pairwise(READINGS):
+        with Peak(out) as held:
+            motion.increment(a, b, out)
+        assert held.peak <= 2
 
 
 def test_a_sample_with_its_own_generator_has_its_own_path_in_any_batch():

@@ -10,9 +10,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from itoflow import GaussianProcess, OptionError
+from itoflow import GaussianProcess, NetworkField, OptionError, Parametrization
 from itoflow.testing import GaussianOracle
 from itoflow.testing.assertions import expect_moments
+from itoflow.testing.memory import Peak, Scaled
 from itoflow.testing.problems import Exploding, Preserving, Straight, gaussian, mixture, seeded
 from itoflow.testing.samplers import Watched
 from itoflow_samplers.churn import Churn
@@ -29,7 +30,7 @@ PATHS = [Preserving(), Exploding()]
 ORDERS = [(1, 0, 1.0), (3, 0, 0.5), (2, 2, 1.0), (3, 3, 0.7), (4, 1, 1.0)]
 STRONG = [SDEDPMSolver(), SASolver(), StochasticAdams(), SASolver(corrector=0), SASolver(denoise=False)]
 EXACT = [SDEDPMSolver(order=1, steps=9), SDEDPMSolver(steps=9), SASolver(corrector=0)]
-NOISY = [EulerMaruyama(), ReverseDiffusion(), Ancestral(), SDEDPMSolver(), SASolver(), StochasticAdams()]
+NOISY = [EulerMaruyama(), ReverseDiffusion(), Ancestral(), SDEDPMSolver(), SASolver(), StochasticAdams(), Churn()]
 SPLIT = [SDEDPMSolver(), SASolver(), Churn(s_churn=5.0), Ancestral()]
 STRENGTHS = [0.0, 0.5, 1.0, 1.7]
 
@@ -298,6 +299,28 @@ def test_more_steps_converge_to_one_path(sampler, process):
     other = sampler.replace(steps=400)(oracle, x, generator=seeded(4))
     moved, apart = ((a - b).square().mean().sqrt() for a, b in ((near, far), (far, other)))
     assert float(moved / apart) < 0.12, float(moved / apart)
+
+
+@pytest.mark.parametrize("noise", ["independent", "brownian"])
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        *[(method(), 1) for method in (EulerMaruyama, ReverseDiffusion, Ancestral)],
+        (Churn(), 2),
+        *[(method(order=k), k) for method in (SDEDPMSolver, StochasticAdams) for k in (1, 2)],
+        *[(SASolver(order=k), k + 1) for k in (1, 2, 3)],
+    ],
+    ids=repr,
+)
+def test_memory_is_at_most_order_and_three_tensors(sampler, order, noise):
+    """Counted by storage over a run; SA-Solver's order is its predictor's plus one. A path of its own takes no more."""
+    for process in (*PATHS, Straight()):
+        field = NetworkField(Scaled(), process, Parametrization(prediction="v"))
+        x, run = torch.randn(16, 100, generator=seeded(0)), sampler.replace(steps=10, noise=noise)
+        run(field, x)  # makes the table, which is kept
+        with Peak(x) as held:
+            run(field, x)
+        assert held.peak <= order + 3
 
 
 @pytest.mark.parametrize("variance", [0.2, 1.0, 3.0])

@@ -7,6 +7,10 @@ from s to s_1 < s is
     y^ = y + S_noise sqrt(s^^2 - s^2) z,
     y_1 = y^ + (s_1 - s^)/2 [eps(y^, s^) + eps(y^ + (s_1 - s^) eps(y^, s^), s_1)].
 
+With many steps s_k = s(k/N) this is the probability-flow ODE with dy = s sqrt(2 S_churn) S_noise dW(k/N) beside it and
+what takes that noise away again. So z may be a path's increment: here over the step's stretch of the clock 1 / s^2, as
+that of the other stochastic samplers is.
+
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
     https://arxiv.org/abs/2206.00364, algorithm 2, table 5 for the constants.
@@ -16,22 +20,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, cast
 
 import torch
 from annotated_types import Ge
 
-from itoflow import GaussianProcess, ProcessSpec, Row, Table, TableSampler
+from itoflow import GaussianProcess, ProcessSpec, Row, Table
 from itoflow.process import ALPHA_ZERO
 from itoflow_samplers.ddim import posterior_row
+from itoflow_samplers.stochastic import StochasticSampler
 from itoflow_samplers.transitions import Transition, transitions
 
 
-class Churn(TableSampler):
+class Churn(StochasticSampler):
     """Heun with churn; two network evaluations a step, one in the last, and in a first one from alpha = 0 (DDIM)."""
-
-    requires: ClassVar[type] = GaussianProcess
 
     s_churn: Annotated[float, Ge(0)] = 40.0
     """S_churn; 0 is the deterministic method."""
@@ -45,22 +47,25 @@ class Churn(TableSampler):
     def table(self, process: ProcessSpec) -> Table:
         """Two rows a step."""
         times, ending = self.times(process)
-        rows: list[Row] = []
-        for (t, s), plain in zip(pairwise(times), transitions(process, times), strict=True):
+        rows = list[Row]()
+        for plain in transitions(process, times):
             if plain.alpha_t <= ALPHA_ZERO:
                 rows.append(posterior_row(plain, 0.0))
                 continue
-            up = self._risen(process, t)
+            up = self._risen(process, plain.t)
             m, std = self._noise(up)
-            step = transitions(process, (up.t, s))[0]
+            step = transitions(process, (up.t, plain.s))[0]
             kept = step.alpha_s / step.alpha_t
             h = step.sigma_s - kept * step.sigma_t  # alpha_1 (s_1 - s^)
-            rows.append(Row(up.t, out="eps", p=m, r=std, a=m, c=std))
-            rows.append(Row(s, out="eps", p=kept, q=(h,), a=kept, b=(h / 2, h / 2)))
+            clock = self.clock(*plain.snr) if std else None
+            rows.append(Row(up.t, out="eps", p=m, r=std, a=m, c=std, clock=clock))
+            rows.append(Row(plain.s, out="eps", p=kept, q=(h,), a=kept, b=(h / 2, h / 2)))
         if ending:
             up = self._risen(process, times[-1])
             m, std = self._noise(up)
-            ending = (replace(ending[0], t=up.t, p=m, r=std),)
+            snr = up.snr[1]
+            clock = self.clock(snr, 2 * snr) if std else None  # behind what the steps take
+            ending = (replace(ending[0], t=up.t, p=m, r=std, clock=clock),)
         return Table((*rows, *ending))
 
     def _risen(self, process: ProcessSpec, t: float) -> Transition:

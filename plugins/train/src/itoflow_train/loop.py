@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from tqdm import tqdm
 
-from itoflow import GenerativeModel, InputError, NetworkField, NumericalError, compose
+from itoflow import GenerativeModel, InputError, NetworkField, compose
 from itoflow_train.ema import moving_average
+from itoflow_train.log import Log
 from itoflow_train.recipe import Recipe, TrainingOptions
 from itoflow_train.run import Run
-from itoflow_train.state import load_state, save_state
+from itoflow_train.state import Own, load_state, save_state
 from itoflow_train.values import Values
 
 
@@ -68,12 +66,7 @@ def fit(
     accelerator = Accelerator(mixed_precision=options.precision, cpu=cpu)
     values = Values.of(recipe)
     examples = values.source.load("train")
-    share, rest = divmod(options.batch_size, accelerator.num_processes)
-    if share < 1 or rest:
-        raise InputError(
-            f"training.batch_size = {options.batch_size} does not divide among {accelerator.num_processes} processes. "
-            f"Use a multiple, e.g. {max(share, 1) * accelerator.num_processes}."
-        )
+    share = _share(options.batch_size, accelerator.num_processes)
     optimizer = torch.optim.AdamW(_groups(model, options.weight_decay), options.learning_rate, betas=options.betas)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     average = moving_average(model.field, options.ema)
@@ -81,24 +74,16 @@ def fit(
     seed = options.seed * 1_000_003 + accelerator.process_index
     generator = torch.Generator(accelerator.device).manual_seed(seed)
     examples = examples.to(accelerator.device)
-    done, before, losses = 0, 0.0, list[Tensor]()
+    own: Own = {}
     if resume:
         own = load_state(accelerator, run.last_state())
-        done, before, losses = own["step"], own["seconds"], list(own["losses"].to(accelerator.device))
+        own["losses"] = own["losses"].to(accelerator.device)
         generator.set_state(own["noise"])
         if accelerator.is_main_process:
-            run.rewind(done)
-    batches = examples.batches(share, torch.Generator().manual_seed(seed), start=done)
-    bar = tqdm(
-        total=options.steps,
-        initial=done,
-        unit="step",
-        disable=True if quiet or not accelerator.is_main_process else None,
-        leave=False,
-    )
-    last, logged = time.perf_counter(), done
-    start = last - before
-    for step in range(done + 1, options.steps + 1):
+            run.rewind(own["step"])
+    log = Log(options, own, run if accelerator.is_main_process else None, quiet)
+    batches = examples.batches(share, torch.Generator().manual_seed(seed), start=log.step)
+    for step in range(log.step + 1, options.steps + 1):
         batch = next(batches)
         x = values.enter(values.noisy(batch.x, generator))
         rate = options.learning_rate * schedule(options, step)
@@ -112,34 +97,28 @@ def fit(
         optimizer.step()
         optimizer.zero_grad()
         average.update_parameters(model.field)
-        losses.append(loss.detach())
-        bar.update()
-        if step % options.log_every == 0 or step == options.steps:
-            mean = float(torch.stack(losses).mean())
-            if not math.isfinite(mean):
-                raise NumericalError(
-                    f"The loss became {mean} between steps {step - len(losses) + 1} and {step}. Lower "
-                    f"training.learning_rate (now {options.learning_rate:g}), or clip the gradient more."
-                )
-            now = time.perf_counter()
-            speed = (step - logged) * options.batch_size / (now - last)
-            bar.set_postfix(loss=f"{mean:.4g}", refresh=False)
-            if accelerator.is_main_process:
-                run.log(step=step, loss=mean, learning_rate=rate, seconds=now - start, examples_per_second=speed)
-            last, logged, final, losses = now, step, mean, []
+        log.add(loss.detach(), rate)
         if step % options.checkpoint_every == 0 and step < options.steps:
             if accelerator.is_main_process:
                 run.checkpoint(_averaged(model, average.module), step)
-            kept = torch.stack(losses) if losses else torch.empty(0)
-            seconds = time.perf_counter() - start
-            save_state(
-                accelerator,
-                run.state,
-                {"step": step, "seconds": seconds, "losses": kept, "noise": generator.get_state()},
-            )
-    bar.close()
-    seconds = time.perf_counter() - start
-    return Trained(_averaged(model, average.module), seconds, final)
+            save_state(accelerator, run.state, {**log.state(), "noise": generator.get_state()})
+    log.bar.close()
+    return Trained(_averaged(model, average.module), log.seconds(), log.mean)
+
+
+def _share(batch: int, processes: int) -> int:
+    """Of a batch, for one process.
+
+    Raises:
+        InputError: it does not divide.
+    """
+    share, rest = divmod(batch, processes)
+    if share < 1 or rest:
+        raise InputError(
+            f"training.batch_size = {batch} does not divide among {processes} processes. Use a multiple, e.g. "
+            f"{max(share, 1) * processes}."
+        )
+    return share
 
 
 def schedule(options: TrainingOptions, step: int) -> float:

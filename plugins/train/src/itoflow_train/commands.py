@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -19,11 +20,11 @@ from itoflow_data import Split
 from itoflow_train.evaluation import BATCH, CHECKED, Evaluation
 from itoflow_train.evaluation import evaluate as likelihood_of
 from itoflow_train.evaluation import table as likelihood_table
-from itoflow_train.loop import build, fit
+from itoflow_train.loop import Trained, build, fit
 from itoflow_train.named import part
 from itoflow_train.pictures import drawable, picture
 from itoflow_train.quality import at_levels
-from itoflow_train.recipe import read, shipped
+from itoflow_train.recipe import Recipe, read, shipped
 from itoflow_train.report import check_report, conditions, draw_pictures, measure_quality, table
 from itoflow_train.run import Run, load_recipe, load_run, load_values
 from itoflow_train.state import last_state
@@ -35,6 +36,41 @@ LIMIT = 400
 
 def train(argv: list[str]) -> int:
     """Train the model of a recipe, draw from it, measure it, and leave all in a run folder."""
+    arguments = _train_arguments(argv)
+    resume, out = arguments.resume, arguments.out
+    main = PartialState(cpu=arguments.cpu).is_main_process
+    run = Run.interrupted(resume) if resume else None
+    recipe = read(str(resume / "recipe.json") if resume else arguments.recipe, arguments.override)
+    if recipe.training.threads is not None:
+        torch.set_num_threads(recipe.training.threads)
+    model = build(recipe)
+    name = resume.resolve().name if resume else Path(arguments.recipe).stem
+    check_report(recipe)
+    if run is None and main:
+        run = Run.new(out) if out else Run.fresh(name, Path("runs"))
+        run.write_recipe(recipe)
+    (run,) = broadcast_object_list([run])  # the folder that the main process found
+    start = time.perf_counter()
+    quiet = arguments.quiet or not main
+    try:
+        trained = fit(recipe, model, run, resume=resume is not None, quiet=quiet, cpu=arguments.cpu)
+    except KeyboardInterrupt:
+        if main and last_state(run.state):
+            print(f"Interrupted. To go on: itoflow train --resume {run.path}", file=sys.stderr)
+        raise
+    if main:  # whose the report is
+        text = _leave(trained, recipe, run, name, start)
+        if not quiet:
+            print(text)
+    return 0
+
+
+def _train_arguments(argv: list[str]) -> argparse.Namespace:
+    """With the seed among the overrides.
+
+    Raises:
+        OptionError: neither a recipe nor a run to go on with, or both.
+    """
     parser = CommandParser(
         "train",
         "Train the model of a recipe and report the quality of its samples.",
@@ -50,37 +86,23 @@ def train(argv: list[str]) -> int:
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
     arguments = parser.parse_intermixed_args(argv)
-
-    resumed = arguments.resume is not None
-    if resumed == (arguments.recipe is not None) or (resumed and (arguments.out or arguments.seed is not None)):
+    seed = [] if arguments.seed is None else [f"training.seed={arguments.seed}"]
+    if arguments.resume is None:
+        possible = arguments.recipe is not None
+    else:
+        possible = arguments.recipe is None and not arguments.out and not seed
+    if not possible:
         raise OptionError(
             "itoflow train takes a recipe and its options, or --resume RUN, whose recipe and folder are there already. "
             "See `itoflow train --help`."
         )
-    overrides = [*arguments.override, *([] if arguments.seed is None else [f"training.seed={arguments.seed}"])]
-    main = PartialState(cpu=arguments.cpu).is_main_process
-    run = Run.interrupted(arguments.resume) if resumed else None
-    recipe = read(str(arguments.resume / "recipe.json") if resumed else arguments.recipe, overrides)
-    if recipe.training.threads is not None:
-        torch.set_num_threads(recipe.training.threads)
-    model = build(recipe)
-    name = arguments.resume.resolve().name if resumed else Path(arguments.recipe).stem
-    check_report(recipe)
-    if run is None and main:
-        run = Run.new(arguments.out) if arguments.out else Run.fresh(name, Path("runs"))
-        run.write_recipe(recipe)
-    (run,) = broadcast_object_list([run])  # the folder that the main process found
-    if not main:  # the report is the main one's
-        fit(recipe, model, run, resume=resumed, quiet=True, cpu=arguments.cpu)
-        return 0
-    start = time.perf_counter()
-    try:
-        trained = fit(recipe, model, run, resume=resumed, quiet=arguments.quiet, cpu=arguments.cpu)
-    except KeyboardInterrupt:
-        if last_state(run.state):
-            print(f"Interrupted. To go on: itoflow train --resume {run.path}", file=sys.stderr)
-        raise
-    trained.model.save(run.path / "model", overwrite=resumed)
+    arguments.override = [*arguments.override, *seed]
+    return arguments
+
+
+def _leave(trained: Trained, recipe: Recipe, run: Run, name: str, start: float) -> str:
+    """Write model, pictures and figures into the run folder, and take away what it could go on from; the table."""
+    trained.model.save(run.path / "model", overwrite=True)
     parameters = sum(p.numel() for p in trained.model.parameters())
     training = {"seconds": trained.seconds, "loss": trained.loss, "parameters": parameters}
     run.write_json("report.json", training)
@@ -90,11 +112,8 @@ def train(argv: list[str]) -> int:
     figures = {**training, "total_seconds": total, "quality": None if quality is None else quality.to_dict()}
     run.write_json("report.json", figures)
     shutil.rmtree(run.state, ignore_errors=True)
-    if not arguments.quiet:
-        written = ", ".join(sorted(entry.name for entry in run.path.iterdir()))
-        print(table(name, recipe, training, quality))
-        print(f"\n{run.path} ({total:.0f} s in all): {written}")
-    return 0
+    written = ", ".join(sorted(entry.name for entry in run.path.iterdir()))
+    return f"{table(name, recipe, training, quality)}\n\n{run.path} ({total:.0f} s in all): {written}"
 
 
 def sample(argv: list[str]) -> int:

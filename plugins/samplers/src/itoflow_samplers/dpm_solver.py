@@ -32,6 +32,7 @@ import torch
 from itoflow import GaussianProcess, ProcessSpec, Row, Table
 from itoflow.process import ALPHA_ZERO
 from itoflow_samplers.frames import Frame, Point, points
+from itoflow_samplers.history import History, spread
 from itoflow_samplers.multistep import STARTS, adams_row
 from itoflow_samplers.ode import runge_kutta_rows
 from itoflow_samplers.ordered import OrderedSampler
@@ -65,15 +66,13 @@ class DPMSolver(OrderedSampler):
         return Table((*rows, *ending))
 
     def _multistep(self, process: ProcessSpec, knots: list[Point], order: int) -> list[Row]:
-        rows, place = list[Row](), list[int]()
+        rows, history = list[Row](), History(knots)
         for i, (now, after) in enumerate(pairwise(knots)):
-            place.append(len(rows))
+            history.add(i, len(rows))
             if self.start == "runge-kutta" and i < order - 1 and now.alpha > ALPHA_ZERO and after.sigma > 0:
                 rows += runge_kutta_rows(process, DATA, now, after, STARTS[order])
                 continue
-            used = range(i, max(i - order, -1), -1)
-            back = [len(rows) - place[j] for j in used]
-            nodes = [knots[j] for j in used]
+            nodes, back = history.last(order, i, len(rows))
             if len(nodes) == 2 and nodes[-1].alpha > ALPHA_ZERO:
                 rows.append(_second_order(nodes[1], now, after, back[1]))
             else:
@@ -86,7 +85,7 @@ def _second_order(before: Point, now: Point, after: Point, back: int) -> Row:
     h, ratio = after.half_log_snr - now.half_log_snr, after.sigma / now.sigma
     whole = -after.alpha * math.expm1(-h)
     slope = whole * h / (now.half_log_snr - before.half_log_snr) / 2
-    return Row(now.t, out="x0", a=ratio, b=(whole + slope, *[0.0] * (back - 1), -slope))
+    return Row(now.t, out="x0", a=ratio, b=spread((whole + slope, -slope), (0, back)))
 
 
 def singlestep_rows(process: ProcessSpec, now: Point, after: Point, order: int) -> list[Row]:

@@ -31,6 +31,7 @@ from annotated_types import Ge, Le
 
 from itoflow import GaussianProcess, IncompatibleError, ProcessSpec, Row, Table
 from itoflow_samplers.frames import Frame, FrameName, Point, Variable, points
+from itoflow_samplers.history import History, spread
 from itoflow_samplers.ode import HEUN, HEUN_3, Tableau, runge_kutta_rows
 from itoflow_samplers.ordered import OrderedSampler
 
@@ -78,18 +79,16 @@ def multistep_rows(
     A step from or to a point where the frame is singular holds x0 instead (DDIM), and leaves no history.
     """
     knots, rows = points(process, times), list[Row]()
-    place = dict[int, int]()  # of each knot's evaluation among the rows
+    history = History(knots)
     for i, (now, after) in enumerate(pairwise(knots)):
         if not (frame.regular(now) and frame.regular(after)):
             rows.append(adams_row(process, Frame("data"), "own", now, after, [now], [0]))
             continue
-        place[i] = len(rows)
+        history.add(i, len(rows))
         if i < first and order > 1:
             rows += runge_kutta_rows(process, frame, now, after, STARTS[order])
             continue
-        used = [j for j in range(i, max(i - order, -1), -1) if j in place]
-        back = [len(rows) - place[j] for j in used]
-        rows.append(adams_row(process, frame, variable, now, after, [knots[j] for j in used], back))
+        rows.append(adams_row(process, frame, variable, now, after, *history.last(order, i, len(rows))))
     return rows
 
 
@@ -104,11 +103,9 @@ def adams_row(
 ) -> Row:
     """Equation (1) from `now` to `after`, through values of F at the nodes, newest first, `back` rows ago."""
     out, f, _ = frame.call(now)
-    b = [0.0] * (back[-1] + 1)
-    n = frame.scale(after)
-    for at, j, beta in zip(nodes, back, frame.weights(now, after, nodes, variable, process), strict=True):
-        b[j] = n * beta * frame.call(at)[2]
-    return Row(now.t, out=out, a=n / frame.scale(now), b=tuple(b), f=f)
+    n, weights = frame.scale(after), frame.weights(now, after, nodes, variable, process)
+    b = [n * beta * frame.call(at)[2] for at, beta in zip(nodes, weights, strict=True)]
+    return Row(now.t, out=out, a=n / frame.scale(now), b=spread(b, back), f=f)
 
 
 class Adams(Multistep):

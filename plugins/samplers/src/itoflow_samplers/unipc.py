@@ -32,6 +32,7 @@ from itoflow import GaussianProcess, ProcessSpec, Row, Table
 from itoflow.process import ALPHA_ZERO
 from itoflow_samplers.dpm_solver import DATA
 from itoflow_samplers.frames import Point, points
+from itoflow_samplers.history import History, spread
 from itoflow_samplers.multistep import STARTS
 from itoflow_samplers.ode import runge_kutta_rows
 from itoflow_samplers.ordered import OrderedSampler
@@ -56,26 +57,25 @@ class UniPC(OrderedSampler):
         """One row a step: it predicts, calls the network and corrects; the last prediction is not corrected."""
         times, ending = self.times(process)
         knots, order = points(process, times), self.order or min(3, self.steps)
-        rows, place = [Row(times[0], out="x0")], [0]
+        rows, history = [Row(times[0], out="x0")], History(knots)
+        history.add(0, 0)
         for i, (now, after) in enumerate(pairwise(knots)):
             if self.start == "runge-kutta" and i < order - 1 and now.alpha > ALPHA_ZERO and after.sigma > 0:
                 rows[-1:] = runge_kutta_rows(process, DATA, now, after, STARTS[order + 1])
                 rows.append(Row(after.t, out="x0"))
-                place.append(len(rows) - 1)
+                history.add(i + 1, len(rows) - 1)
                 continue
-            used = range(i, max(i - order, -1), -1)
-            back = [len(rows) - 1 - place[j] for j in used]
-            nodes = [knots[j] for j in used]
-            predicted = _spread(self._step(process, now, after, nodes), back)
+            nodes, back = history.last(order, i, len(rows) - 1)
+            predicted = spread(self._step(process, now, after, nodes), back)
             ratio = after.sigma / now.sigma
             if i == len(knots) - 2 and not ending:
                 rows[-1] = _then(rows[-1], ratio, predicted)
                 break
             corrected: tuple[float, ...] = (0.0, *predicted)
             if now.alpha > ALPHA_ZERO:
-                corrected = _spread(self._step(process, now, after, [after, *nodes]), [0, *(j + 1 for j in back)])
+                corrected = spread(self._step(process, now, after, [after, *nodes]), [0, *(j + 1 for j in back)])
             rows.append(Row(after.t, out="x0", p=ratio, q=predicted, a=ratio, b=corrected))
-            place.append(len(rows) - 1)
+            history.add(i + 1, len(rows) - 1)
         if ending:
             rows[-1] = replace(rows[-1], a=0.0, b=(1.0,))
         return Table(tuple(rows))
@@ -91,14 +91,6 @@ class UniPC(OrderedSampler):
         other = -after.alpha * b / 2 * h / (others[0].half_log_snr - now.half_log_snr)
         held = -after.alpha * math.expm1(-h) - other
         return [held if at is now else other for at in nodes]
-
-
-def _spread(values: Sequence[float], back: Sequence[int]) -> tuple[float, ...]:
-    """The values at their places in the history."""
-    out = [0.0] * (max(back) + 1)
-    for j, value in zip(back, values, strict=True):
-        out[j] = value
-    return tuple(out)
 
 
 def _then(row: Row, ratio: float, step: Sequence[float]) -> Row:

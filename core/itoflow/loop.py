@@ -250,12 +250,18 @@ def _run_compiled(steps: Weighed, network: Evaluate, x: Tensor, noise: Noise, sh
 def _first(network: Evaluate, x: Tensor, label: Any) -> Tensor:
     """The first call of a run, checked: what it is given is used again, the times in the next run too.
 
+    An error of the network's gets a note of what it was called with, as its shape is what the run was started from.
+
     Raises:
         SpecError: the network changed x or t in place.
     """
     given = {"x": x, "t": label} if isinstance(label, Tensor) else {"x": x}
     before = {name: value._version for name, value in given.items() if not value.is_inference()}
-    y = network(x, label)
+    try:
+        y = network(x, label)
+    except Exception as error:
+        error.add_note(f"In the first call of a sampler's run, x of shape {tuple(x.shape)}, {x.dtype}, {x.device}.")
+        raise
     changed = [name for name, version in before.items() if given[name]._version != version]
     if changed:
         raise SpecError(

@@ -206,6 +206,25 @@ def test_a_network_that_changes_its_input_is_refused(what, depth):
         run_table(adams(depth), field, torch.ones(3, 2))
 
 
+class Linear(nn.Module):
+    """Of four numbers a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, t, cond):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_an_error_of_the_network_says_what_it_was_called_with(depth):
+    field = NetworkField(Linear(), Preserving(), Parametrization(prediction="v"))
+    with pytest.raises(RuntimeError) as raised:
+        run_table(adams(depth), field, torch.zeros(2, 3))
+    assert raised.value.__notes__ == ["In the first call of a sampler's run, x of shape (2, 3), torch.float32, cpu."]
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_run_in_inference_mode_leaves_nothing_behind_that_needs_it(depth):
     class Energy(nn.Module):

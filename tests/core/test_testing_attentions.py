@@ -7,6 +7,7 @@ import torch
 
 from itoflow import Attention
 from itoflow.testing import attentions
+from itoflow.testing.variants import variant
 
 
 class Formula(Attention):
@@ -25,7 +26,7 @@ class Formula(Attention):
 
 def broken(**members):
     """A `Formula` with some members replaced."""
-    return type("Broken", (Formula,), {"__module__": __name__, **members})()
+    return variant(Formula, **members)
 
 
 def attending(**changed):

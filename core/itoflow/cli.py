@@ -256,7 +256,7 @@ def _new(argv: list[str]) -> int:
 
     parser = CommandParser("new", _summary(_new))
     parser.add_argument("name", metavar="NAME", help="of the component, e.g. my-sde; the folder is itoflow-NAME")
-    parser.add_argument("--kind", default="process", help=f"one of {', '.join(scaffold.kinds())}; default: process")
+    parser.add_argument("--kind", default="process", help=f"one of {', '.join(scaffold.TEMPLATES)}; default: process")
     given = parser.parse_args(argv)
     folder = scaffold.write(given.name, given.kind)
     print(f"Wrote {folder}. Next:\n  pip install -e './{folder}[test]'\n  python -m pytest {folder}")

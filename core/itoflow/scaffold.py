@@ -1,6 +1,7 @@
-"""The folder of a new plugin, from the templates that ship with core: one folder of templates per kind.
+"""The folder of a new plugin, from the templates that ship with core: those of the folder, and one for each kind.
 
-In their names and texts, `$name` is the component, `$module` its module, `$cls` its class.
+In their names and texts, `$name` is the component, `$kind` its kind, `$hook` that by which it is registered, `$module`
+its module, `$cls` its class; `TEMPLATES` has the rest.
 """
 
 from __future__ import annotations
@@ -14,15 +15,37 @@ from pathlib import Path
 from string import Template
 
 from itoflow.errors import ItoflowError, OptionError, did_you_mean, listing
+from itoflow.hookspecs import KINDS
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _TAKEN = {"plugin"}
 """Modules that each plugin has beside that of its component."""
 
 
-def kinds() -> list[str]:
-    """The kinds that there are templates for."""
-    return sorted(entry.name for entry in _templates().iterdir() if entry.is_dir())
+TEMPLATES = {
+    "process": {
+        "summary": "Exponential decay of the data, linear noise",
+        "options": "rate=4.0, scale=2.0",
+        "advice": "alpha(t) and sigma(t); every objective, sampler and the likelihood then work on them",
+    },
+    "objective": {
+        "summary": "Regression of the data at uniform times",
+        "options": "power=1.0",
+        "advice": "the loss of each example, and what the network's output means",
+    },
+    "backbone": {
+        "summary": "A residual layer on the flattened example",
+        "options": "width=32",
+        "advice": "a module that is called as net(x, t, cond); every objective, process and sampler then work with it",
+    },
+    "sampler": {
+        "summary": "Runge-Kutta of order 2",
+        "options": "c=1.0",
+        "advice": "the table of coefficients; callbacks, noise, compilation and the checks of a run come with it",
+    },
+}
+"""For each kind that there is a template of: what the component is, options for a second run of the tests, and what is
+to be written."""
 
 
 def write(name: str, kind: str = "process", parent: Path | None = None) -> Path:
@@ -36,26 +59,29 @@ def write(name: str, kind: str = "process", parent: Path | None = None) -> Path:
             folder exists.
         ItoflowError: the folder cannot be written.
     """
-    module = name.replace("-", "_")
-    if not _NAME.fullmatch(name) or keyword.iskeyword(module) or module in _TAKEN:
+    if kind not in TEMPLATES:
+        raise OptionError(
+            f"There is no template for {kind!r}.{did_you_mean(kind, TEMPLATES)} Templates: {listing(TEMPLATES)}. For "
+            "another kind write one of these, and give its plugin.py the hook of CONTRIBUTING.md."
+        )
+    component = _templates() / "components" / f"{kind}.py.template"
+    module, cls = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
+    used = set(re.findall(r"\w+", component.read_text(encoding="utf-8")))
+    if not _NAME.fullmatch(name) or keyword.iskeyword(module) or module in _TAKEN or cls in used:
         raise OptionError(
             f"{name!r} cannot name a component and its package: use lower case letters, digits and single hyphens, "
             "starting with a letter, and no word that Python or the plugin reserves."
-        )
-    if kind not in kinds():
-        raise OptionError(
-            f"There is no template for {kind!r}.{did_you_mean(kind, kinds())} Templates: {listing(kinds())}. For "
-            "another kind write one of these, and give its plugin.py the hook of CONTRIBUTING.md."
         )
     if _installed(f"itoflow-{name}"):
         raise OptionError(
             f"A distribution itoflow-{name} is installed, which the new one would replace. Choose another name."
         )
     folder = (parent or Path()) / f"itoflow-{name}"
-    cls = "".join(part.capitalize() for part in name.split("-"))
     try:
         folder.mkdir()
-        _copy(_templates() / kind, folder, {"name": name, "module": module, "cls": cls})
+        words = {"name": name, "kind": kind, "hook": KINDS[kind].hook, "module": module, "cls": cls, **TEMPLATES[kind]}
+        _copy(_templates() / "plugin", folder, words)
+        _fill(component, folder / "src" / f"itoflow_{module}" / f"{module}.py", words)
     except FileExistsError:
         raise OptionError(f"{folder} exists. Choose another name, or remove it first.") from None
     except OSError as error:
@@ -82,4 +108,8 @@ def _copy(source: Traversable, target: Path, words: dict[str, str]) -> None:
             path.mkdir()
             _copy(entry, path, words)
         else:
-            path.write_text(Template(entry.read_text(encoding="utf-8")).substitute(words), encoding="utf-8")
+            _fill(entry, path, words)
+
+
+def _fill(template: Traversable, path: Path, words: dict[str, str]) -> None:
+    path.write_text(Template(template.read_text(encoding="utf-8")).substitute(words), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import math
 from types import SimpleNamespace
 
@@ -169,6 +170,15 @@ def test_samples_come_back_in_the_units_of_the_data(trained):
     assert sample([str(trained), "-n", "4"]) == 0
     assert load_values(trained).data == DataSpec(**load_dataset("digits").spec.to_dict())
     assert (trained / "samples-4.png").exists()
+
+
+def test_figures_that_cannot_be_written_are_printed_first(trained, tmp_path, capsys):
+    path = tmp_path / "copy"
+    shutil.copytree(trained, path, ignore=shutil.ignore_patterns("likelihood.json"))
+    (path / "likelihood.json").mkdir()
+    with pytest.raises(InputError, match=r"Cannot write .*likelihood\.json: .* The figures are those above"):
+        command([str(path), *OPTIONS, "--draws", "1", "--parts", "test"])
+    assert "bits per dimension" in capsys.readouterr().out
 
 
 def test_bad_calls(trained, tmp_path):

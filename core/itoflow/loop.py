@@ -173,7 +173,7 @@ def _run_without_history(fold: Folded, network: Evaluate, u: Tensor, noise: Nois
         elif keep == 0:  # not 0 u + b y: u may be larger than 1 / rounding
             torch.mul(y, b, out=u)
         else:
-            u.mul_(keep).add_(y, alpha=b)
+            u = (u * keep).add_(y, alpha=b)  # y may be u itself
         if show is None:
             y = v  # frees the output, for the next one or for what a path needs
         if c:

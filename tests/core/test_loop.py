@@ -143,6 +143,18 @@ def test_a_scale_that_shrinks_out_of_float32_is_put_back():
         torch.testing.assert_close(run_table(Table(rows), field, x).double(), u, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("a", [1e-13, 1e13])
+def test_a_network_may_return_its_input_where_the_scale_is_put_back(a):
+    """x0 = x: u <- (a + 1) u, from a tensor that is both; one tensor is made for it."""
+    field = NetworkField(Given(), Straight(), Parametrization(prediction="x0", scale_input=False))
+    x = torch.randn(64, 1000, dtype=torch.float64, generator=seeded(0))
+    table = Table((Row(0.9, out="x0", a=a, b=(1.0,)),))
+    torch.testing.assert_close(run_table(table, field, x), (a + 1) * x, rtol=1e-12, atol=0)
+    with Peak(x) as held:
+        run_table(table, field, x)
+    assert held.peak <= 4
+
+
 def test_an_infinite_state_is_forgotten_by_a_row_that_does_not_carry_it():
     field = NetworkField(Pull(), Exploding(), Parametrization(prediction="x0", scale_input=False))
     rows = (Row(0.9, out="x0", a=0.0, b=(1.0,)), Row(0.5, out="x0", a=0.0, b=(0.0,), c=1.0))

@@ -1,18 +1,15 @@
 """What is lowered: the errors of a method on a family of targets, each over the best of other methods on that target.
 
-For a target and a number of evaluations there are four columns, in logarithms:
+For a target and a number of evaluations there are three columns, in logarithms:
 
     the typical error, a mean of log e over the middle half of points that start at random (in place of the median),
-    the same of points that an error on the way moves most,
-    the root mean square over both, each counted for what it stands for,
-    the typical error of points that start beside a boundary between modes. An error moves the boundary, and of points
-    at random it sends to another mode as many as that is long: so far rare that those of a column need not show it.
+    the same near boundaries between modes, where an error on the way sends a point to the wrong one,
+    the root mean square over both, each counted for what it stands for.
 
 Of each the least among `others`, methods of other kinds on a straight line and on the times of Karras et al., is taken
 off. What is left, R, is to be below 0 in every column of every target; so what is lowered is a mean of exp(4 R) / 4,
 which minds what is worst. Above R = 0 for the root mean square, log 2 for the others, it goes on straight: there a
-point on the wrong side of a boundary decides, which descent cannot mend. Of the last column it is a mean of exp R, as
-how often a point is sent to another mode is.
+point on the wrong side of a boundary decides, which descent cannot mend.
 """
 
 from __future__ import annotations
@@ -33,12 +30,9 @@ from itoflow_samplers.ode import HEUN_3, RK4, Euler, Midpoint, RungeKutta
 
 Target = Mixture | Network
 STARTS = {"80": math.atan(80.0), "inf": math.pi / 2}
-SHARPNESS, STRAIGHT, WEIGHTS, BOUNDARY = 4.0, (math.log(2), math.log(2), 0.0), (0.4, 0.2, 0.4), 0.05
+SHARPNESS, STRAIGHT, WEIGHTS = 4.0, (math.log(2), math.log(2), 0.0), (1.0, 0.5, 1.0)
 NEAR = 10
-"""One of so many points is among those that are moved most."""
-FAN, HALVINGS, GAP = 25, 14, 2e-3
-"""Points of an arc among which the boundary is sought first, how often what it lies between is halved, and how far from
-it a point starts, in standard deviations of the noise."""
+"""One of so many points is near a boundary."""
 MULTISTEP: tuple[dict[str, str | int], ...] = (
     *({"name": "unipc", "order": order} for order in (2, 3)),
     *({"name": "adams", "predict": frame, "order": order} for frame in ("velocity", "v") for order in (2, 3)),
@@ -59,14 +53,13 @@ class Heun3(RungeKutta):
 
 
 class Problem(NamedTuple):
-    """A target, its start, points there, the exact endpoints, and the group of each."""
+    """A target, its start, points there, the exact endpoints, and which of them are near a boundary."""
 
     target: Target
     start: float
     x: Tensor
     exact: Tensor
-    group: Tensor
-    """0 at random, 1 among those that are moved most, 2 beside a boundary."""
+    near: Tensor
 
 
 def flow(target: Target, x: Tensor, theta: float, steps: int = 400) -> Tensor:
@@ -89,64 +82,38 @@ def flow(target: Target, x: Tensor, theta: float, steps: int = 400) -> Tensor:
     return target.denoise(x, math.cos(last), math.sin(last))
 
 
-def moved_most(target: Target, z: Tensor, keep: int) -> Tensor:
+def near_a_boundary(target: Target, z: Tensor, keep: int) -> Tensor:
     """Of the starts z those whose endpoints move most when they do, but for the last 0.5 per cent."""
     moved = z + 1e-4 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
     grown = (flow(target, moved, math.pi / 2, 80) - flow(target, z, math.pi / 2, 80)).norm(dim=1)
     return z[grown.argsort(descending=True)[len(z) // 200 :][:keep]]
 
 
-def beside_a_boundary(target: Target, count: int, generator: torch.Generator) -> Tensor:
-    """Starts at `GAP` from where the endpoint jumps most on an arc between two starts at random, (count, D)."""
-    a, b = torch.randn(2, count, target.size, generator=generator)
-
-    def at(angle: Tensor) -> Tensor:
-        return angle.cos() * a + angle.sin() * b
-
-    def ends(z: Tensor) -> Tensor:
-        return flow(target, z.reshape(-1, target.size), math.pi / 2, 80).view_as(z)
-
-    angles = torch.linspace(0, math.pi / 2, FAN)[:, None, None]
-    fan = ends(at(angles))
-    k = fan.diff(dim=0).norm(dim=2).argmax(0)
-    low, high, each = angles[k, 0], angles[k + 1, 0], torch.arange(count)
-    before, behind = fan[k, each], fan[k + 1, each]
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        end = ends(at(middle))
-        first = ((end - before).norm(dim=1) > (behind - end).norm(dim=1))[:, None]
-        low, before = torch.where(first, low, middle), torch.where(first, before, end)
-        high, behind = torch.where(first, middle, high), torch.where(first, end, behind)
-    along = low.cos() * b - low.sin() * a
-    return at(low) - GAP * along / along.norm(dim=1, keepdim=True)
-
-
-def problems(family: Mapping[str, Target], points: int, beside: int) -> list[Problem]:
-    """Of each target: `points`, a third of them among those that are moved most, and others `beside` a boundary."""
-    made, most = [], points // 3
+def problems(family: Mapping[str, Target], points: int) -> list[Problem]:
+    """Of each target; a third of the points near a boundary."""
+    made, near = [], points // 3
     for target in family.values():
         generator = torch.Generator().manual_seed(100)
-        z = torch.randn(points - most, target.size, generator=generator)
-        pool = torch.randn(NEAR * most, target.size, generator=generator)
-        z = torch.cat([z, moved_most(target, pool, most), beside_a_boundary(target, beside, generator)])
+        z = torch.randn(points - near, target.size, generator=generator)
+        pool = torch.randn(NEAR * near, target.size, generator=generator)
+        z = torch.cat([z, near_a_boundary(target, pool, near)])
         start = STARTS[target.start]
         x = z * math.sin(start)
-        group = torch.tensor([0] * (points - most) + [1] * most + [2] * beside)
-        made.append(Problem(target, start, x, flow(target, x, start), group))
+        made.append(Problem(target, start, x, flow(target, x, start), torch.arange(points) >= points - near))
     return made
 
 
 def columns(end: Tensor, problem: Problem) -> Tensor:
-    """The four logarithms, (4,)."""
+    """The three logarithms, (3,)."""
     square = (end - problem.exact).square().mean(1).clamp(min=1e-26)
-    usual, most, beside = (square[problem.group == i] for i in range(3))
+    usual, near = square[~problem.near], square[problem.near]
 
     def typical(square: Tensor) -> Tensor:
         logs = square.log().sort().values / 2
         return logs[len(logs) // 4 : -(len(logs) // 4)].mean()
 
-    whole = ((NEAR - 1) * usual.mean() + most.mean()) / NEAR
-    return torch.stack([typical(usual), typical(most), whole.log() / 2, typical(beside)])
+    whole = ((NEAR - 1) * usual.mean() + near.mean()) / NEAR
+    return torch.stack([typical(usual), typical(near), whole.log() / 2])
 
 
 def others(target: Target, x: Tensor, n: int) -> Iterator[Tensor]:
@@ -170,14 +137,14 @@ def others(target: Target, x: Tensor, n: int) -> Iterator[Tensor]:
 
 
 def best_of_others(problem: Problem, n: int) -> Tensor:
-    """The least of each column, (4,)."""
+    """The least of each column, (3,)."""
     found = torch.stack([columns(end, problem) for end in others(problem.target, problem.x, n)])
     return torch.nan_to_num(found, nan=math.inf).amin(0)
 
 
 def short_of_the_goal(ratios: Tensor) -> Tensor:
-    """The mean over problems and columns of what the module says; R is (P, 4)."""
-    straight, ratios, beside = torch.tensor(STRAIGHT), ratios[:, :3], ratios[:, 3]
+    """The mean over problems and columns of what the module says; R is (P, 3)."""
+    straight = torch.tensor(STRAIGHT)
     curved = (SHARPNESS * torch.minimum(ratios, straight)).exp() / SHARPNESS
     beyond = (ratios - straight).clamp(min=0) * (SHARPNESS * straight).exp()
-    return (curved + beyond).mean(0) @ torch.tensor(WEIGHTS) + BOUNDARY * beside.exp().mean()
+    return (curved + beyond).mean(0) @ torch.tensor(WEIGHTS) / sum(WEIGHTS)

@@ -41,7 +41,7 @@ ORDER = 3
 SMOOTH, SMOOTH_ORDER, KNOTS, ENDS = 40, 4, 14, 4
 """Evaluations from which there are no corrections, the order, the splines of the steps, and how many are free at either
 end."""
-SHARE, SOME = 0.2, 16
+SHARE, SOME = 0.2, 8
 """Of the networks, over that of the mixtures, and how many mixtures an iteration sees; of the networks it sees one."""
 ROOT = Path(__file__).parents[3]
 TIMES = ROOT / "core/itoflow/optimal.json"
@@ -52,7 +52,7 @@ Judged = list[tuple[Problem, Tensor]]
 
 
 def ratios(some: Judged, steps: Tensor, order: int, deltas: Tensor, c: Tensor, S: Tensor) -> Tensor:
-    """R of each problem, (P, 4)."""
+    """R of each problem, (P, 3)."""
     methods, found = {}, []
     for problem, best in some:
         if problem.start not in methods:
@@ -152,28 +152,24 @@ def start(n: int, stored: dict[int, Entry], made: Judged) -> Entry:
         return min(guesses, key=lambda guess: float(ratios(made, *unpack(guess))[:, 0].mean()))
 
 
-def improve(n: int, made: dict[str, list[Problem]], iterations: int, rate: float) -> None:
-    """Descend for n evaluations, and store what that gives if it is better on every family."""
-    judged = {name: [(problem, best_of_others(problem, n)) for problem in of] for name, of in made.items()}
-    entry = start(n, load(), judged["laws"][::5])
-    print(f"{n} evaluations, before and after")
-    before = judge(entry, judged)
-    entry = lowered(n, entry, judged["laws"], judged["networks"], iterations, rate)
-    after = judge(entry, judged)
-    if n not in load() or all(after[name] < before[name] for name in made):
-        store({**load(), n: entry})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("evaluations")
-    parser.add_argument("--iterations", type=int, default=2000, help="of Adam; more from a guess")
-    parser.add_argument("--rate", type=float, default=5e-4, help="of Adam; more from a guess")
+    parser.add_argument("--iterations", type=int, default=500, help="of Adam; some thousands from a guess")
+    parser.add_argument("--rate", type=float, default=0.005, help="of Adam; more from a guess")
     options = parser.parse_args()
-    families = {"laws": training(), "networks": trained(), "validation": dict(list(validation().items())[::5])}
-    made = {name: problems(family, 240, 48) for name, family in families.items()}
+    judging = dict(list(validation().items())[::5])
+    families = {"laws": (training(), 360), "networks": (trained(), 240), "validation": (judging, 360)}
+    made = {name: problems(family, points) for name, (family, points) in families.items()}
     for n in map(int, options.evaluations.split(",")):
-        improve(n, made, options.iterations, options.rate)
+        judged = {name: [(problem, best_of_others(problem, n)) for problem in of] for name, of in made.items()}
+        entry = start(n, load(), judged["laws"][::5])
+        print(f"{n} evaluations, before and after")
+        before = judge(entry, judged)
+        entry = lowered(n, entry, judged["laws"], judged["networks"], options.iterations, options.rate)
+        after = judge(entry, judged)
+        if n not in load() or all(after[name] < before[name] for name in ("laws", "validation")):
+            store({**load(), n: entry})
 
 
 if __name__ == "__main__":

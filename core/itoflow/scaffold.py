@@ -66,7 +66,8 @@ def write(name: str, kind: str = "process", parent: Path | None = None) -> Path:
         )
     component = _templates() / "components" / f"{kind}.py.template"
     module, cls = name.replace("-", "_"), "".join(part.capitalize() for part in name.split("-"))
-    used = set(re.findall(r"\w+", component.read_text(encoding="utf-8")))
+    names = "".join(re.findall(r"^(?:from|import|class) .*\n", component.read_text(encoding="utf-8"), re.MULTILINE))
+    used = set(re.findall(r"\w+", names))
     if not _NAME.fullmatch(name) or keyword.iskeyword(module) or module in _TAKEN or cls in used:
         raise OptionError(
             f"{name!r} cannot name a component and its package: use lower case letters, digits and single hyphens, "

@@ -115,6 +115,10 @@ def test_a_name_that_its_own_file_uses_is_refused(tmp_path: Path, kind: str, nam
         scaffold.write(name, kind, parent=tmp_path)
 
 
+def test_a_word_that_its_own_file_only_speaks_of_names_a_component(tmp_path: Path) -> None:
+    assert scaffold.write("decay", parent=tmp_path).is_dir()
+
+
 def test_an_existing_folder_is_refused_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -37,7 +37,8 @@ DEPTH = 20
 _FORGOTTEN = 64
 """Octaves this far below another add less than float64 resolves."""
 _MASK = (1 << 64) - 1
-_KINDS = ("whole", "middle", "leaf")
+Kind = Literal["whole", "middle", "leaf"]
+_KINDS = get_args(Kind)
 
 
 class Place(NamedTuple):
@@ -51,7 +52,7 @@ class Place(NamedTuple):
 
     octave: int
     node: int = 1
-    kind: Literal["whole", "middle", "leaf"] = "whole"
+    kind: Kind = "whole"
 
 
 class Brownian:
@@ -73,12 +74,10 @@ class Brownian:
     def increment(self, start: float, end: float, out: Tensor) -> Tensor:
         """(B(end) - B(start)) / sqrt(end - start) in `out`: standard normal, start < end."""
         weights, size = self._weights(start, end), math.sqrt(end - start)
-        other = torch.empty_like(out)
-        for i, (place, weight) in enumerate(weights.items()):
-            if i:
-                out.add_(self._xi(place, other), alpha=weight / size)
-            else:
-                self._xi(place, out).mul_(weight / size)
+        xi = torch.empty_like(out)
+        out.zero_()
+        for place, weight in weights.items():
+            out.add_(self._xi(place, xi), alpha=weight / size)
         return out
 
     def _weights(self, start: float, end: float) -> dict[Place, float]:

@@ -57,6 +57,15 @@ class Peak(TorchDispatchMode):
         self.peak = max(self.peak, sum(self._alive.values()))
 
 
+def held(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
+    """The most that a run from x holds at once, as a multiple of x's bytes, beside what the first run makes and keeps."""
+    run(x)
+    second = Peak(x)
+    with second:
+        run(x)
+    return second.peak
+
+
 class Scaled(nn.Module):
     """A network that holds nothing but its output: a multiple of x, (B, *S)."""
 

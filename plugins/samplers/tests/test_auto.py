@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from itoflow.loop import run_table
 from itoflow.parametrization import Parametrization
 from itoflow.prediction import GaussianPrediction
 from itoflow.testing import GaussianOracle, MixtureOracle
-from itoflow.testing.memory import Peak, Scaled
+from itoflow.testing.memory import Scaled, held
 from itoflow.testing.problems import Exploding, Preserving, Straight, Undeclared, UndeclaredOracle, exact_field, seeded
 from itoflow.testing.samplers import Watched
 from itoflow_samplers import auto
@@ -136,10 +137,7 @@ def test_memory_is_at_most_order_and_three_tensors(process, calls):
     """Of order 4: 3, corrected at the next evaluation."""
     field = NetworkField(Scaled(), process, Parametrization(prediction="x0", data_std=0.5))
     x, run = torch.randn(16, 100, generator=seeded(0)), Auto(steps=calls)
-    run(field, x)  # makes the table, which is kept
-    with Peak(x) as held:
-        run(field, x)
-    assert held.peak <= 4 + 3
+    assert held(partial(run, field), x) <= 4 + 3
 
 
 def test_a_process_that_is_not_gaussian_is_run_in_its_velocity():

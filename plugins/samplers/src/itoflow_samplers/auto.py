@@ -52,6 +52,7 @@ from itoflow.loop import Callback
 from itoflow.noise import Generators
 from itoflow.sampler import GridOption
 from itoflow_samplers.frames import Frame, Point, points
+from itoflow_samplers.history import newest
 from itoflow_samplers.multistep import multistep_rows
 
 Deltas = list[list[float]]
@@ -155,7 +156,7 @@ def _beta(
     A step that is long beside those before it, as the last is where t_min leaves much noise, extrapolates from them.
     """
     now, after = knots[k], knots[k + 1]
-    for nodes in (knots[max(k - i + 1, 0) : k + 1][::-1] for i in range(order, 0, -1)):
+    for nodes in (newest(knots, k, i) for i in range(order, 0, -1)):
         found = [frame.weights(now, after, places, "bounded", process) for places in (nodes, [after, *nodes])]
         if all(sum(map(abs, beta)) <= LARGEST * abs(sum(beta)) for beta in found):
             break

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from itertools import zip_longest
 from typing import Annotated
 
 import torch
@@ -34,6 +33,7 @@ from pydantic import FiniteFloat
 from itoflow import GaussianProcess, ProcessSpec, Row, Table
 from itoflow.sampler import GridOption
 from itoflow_samplers.frames import Frame, Point, points
+from itoflow_samplers.history import followed, newest
 from itoflow_samplers.stochastic import AngleStep, ExactStep, LogSNRStep, StrongSampler, Variable
 
 _BEND = 1.2
@@ -74,22 +74,20 @@ class StochasticMultistep(StrongSampler):
     def _predict(self, knots: list[Point], i: int, order: int) -> Row:
         """Step i without a corrector."""
         step = self.step(knots[i], knots[i + 1], self.strength)
-        b = step.weights(_newest(knots, i, order))
+        b = step.weights(newest(knots, i, order))
         return replace(self.call(knots[i]), a=step.kept, b=b, c=step.std, clock=self.stretch(step))
 
     def _correct(self, knots: list[Point], i: int, order: int) -> Row:
         """The call at the end of step i: its input is the prediction, its output corrects the state."""
         step = self.step(knots[i], knots[i + 1], self.strength)
-        q, b = step.weights(_newest(knots, i, order)), step.weights(_newest(knots, i + 1, self.corrector))
+        q, b = step.weights(newest(knots, i, order)), step.weights(newest(knots, i + 1, self.corrector))
         a, c = step.kept, step.std
         return replace(self.call(knots[i + 1]), a=a, b=b, c=c, p=a, q=q, r=c, clock=self.stretch(step))
 
     def _followed(self, row: Row, knots: list[Point], order: int) -> Row:
         """The row before the last step with that step put into it, of strength 0: one row has one noise."""
         step = self.step(knots[-2], knots[-1], 0.0)
-        w = step.weights(_newest(knots, len(knots) - 2, order))
-        b = tuple(step.kept * u + v for u, v in zip_longest(row.b, w, fillvalue=0.0))
-        return replace(row, a=step.kept * row.a, b=b, c=step.kept * row.c)
+        return followed(row, step.kept, step.weights(newest(knots, len(knots) - 2, order)))
 
 
 class SASolver(StochasticMultistep):
@@ -142,8 +140,3 @@ class StochasticAdams(StochasticMultistep):
         """F, up to its unit."""
         out, f, _ = Frame("v", self.scale).call(at)
         return Row(at.t, out=out, f=f)
-
-
-def _newest(knots: list[Point], i: int, count: int) -> list[Point]:
-    """Where F is known after the call at knot i, newest first, `count` at most."""
-    return knots[max(i - count + 1, 0) : i + 1][::-1]

@@ -32,7 +32,7 @@ from itoflow import GaussianProcess, ProcessSpec, Row, Table
 from itoflow.process import ALPHA_ZERO
 from itoflow_samplers.dpm_solver import DATA
 from itoflow_samplers.frames import Point, points
-from itoflow_samplers.history import History, spread
+from itoflow_samplers.history import History, followed, spread
 from itoflow_samplers.multistep import STARTS
 from itoflow_samplers.ode import runge_kutta_rows
 from itoflow_samplers.ordered import OrderedSampler
@@ -69,7 +69,7 @@ class UniPC(OrderedSampler):
             predicted = spread(self._step(process, now, after, nodes), back)
             ratio = after.sigma / now.sigma
             if i == len(knots) - 2 and not ending:
-                rows[-1] = _then(rows[-1], ratio, predicted)
+                rows[-1] = followed(rows[-1], ratio, predicted)
                 break
             corrected: tuple[float, ...] = (0.0, *predicted)
             if now.alpha > ALPHA_ZERO:
@@ -91,14 +91,3 @@ class UniPC(OrderedSampler):
         other = -after.alpha * b / 2 * h / (others[0].half_log_snr - now.half_log_snr)
         held = -after.alpha * math.expm1(-h) - other
         return [held if at is now else other for at in nodes]
-
-
-def _then(row: Row, ratio: float, step: Sequence[float]) -> Row:
-    """The row, followed by a step that needs no further call."""
-    size = max(len(row.b), len(step))
-    b = [ratio * x + y for x, y in zip(_padded(row.b, size), _padded(step, size), strict=True)]
-    return replace(row, a=ratio * row.a, b=tuple(b))
-
-
-def _padded(values: Sequence[float], size: int) -> tuple[float, ...]:
-    return (*values, *[0.0] * (size - len(values)))

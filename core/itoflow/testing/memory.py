@@ -58,7 +58,7 @@ class Peak(TorchDispatchMode):
 
 
 def held(run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
-    """The most that a run from x holds at once, as a multiple of x's bytes, beside what the first run makes and keeps."""
+    """The most that a run from x holds at once, as a multiple of x's bytes, beside what a first run makes and keeps."""
     run(x)
     second = Peak(x)
     with second:
